@@ -1,0 +1,528 @@
+"""The configuration: what can be set, where it is read from, and what is wrong with it.
+
+A command-line flag wins over the environment (`INGESTD_SECTION__KEY`), that over the TOML
+file, that over the default. `load_settings` asks these once, at the edge; a `Settings` made
+by hand sees nothing but its arguments.
+"""
+
+import difflib
+import json
+import os
+import textwrap
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+ENV_PREFIX = "INGESTD_"
+CONFIG_VARIABLE = "INGESTD_CONFIG"
+LOCAL_CONFIG = Path("ingestd.toml")
+SYSTEM_CONFIG = Path("/etc/ingestd/config.toml")
+
+KIB, MIB, GB = 1024, 1024**2, 1000**3
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used; the message names place, key, value and remedy."""
+
+
+def _known_database(url: str) -> str:
+    """The URL with its driver; a bare `postgresql://` means psycopg 3."""
+    parsed = _parsed(url)
+    if parsed is None:
+        raise ValueError("must be a database URL, such as sqlite:///ingestd.db")
+    if parsed.drivername in {"postgres", "postgresql"}:
+        return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    if parsed.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        raise ValueError("must start with sqlite:/// or postgresql://")
+    return url
+
+
+def _parsed(url: str) -> URL | None:
+    """None without a reason: what can't be parsed may still hold a password."""
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+
+
+_SECTION = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Database(BaseModel):
+    """Where the tables are."""
+
+    model_config = _SECTION
+
+    url: Annotated[str, AfterValidator(_known_database)] = Field(
+        default="sqlite:///ingestd.db",
+        repr=False,  # may hold a password
+        description="sqlite:///file (relative to this file; four slashes for an absolute path) or "
+        "postgresql://user:password@host/name.",
+    )
+    sqlite_cache_mb: int = Field(
+        default=64, ge=1, description="Memory that SQLite may use to keep pages of the database."
+    )
+    sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
+        default="FULL",
+        description="A file is archived after its commit, so a power cut must not take that "
+        "commit back: FULL. NORMAL is about 10 % faster and gives this promise up.",
+    )
+    busy_timeout_seconds: FiniteFloat = Field(
+        default=60, ge=0, description="How long to wait for a lock that another program holds."
+    )
+
+
+class Watch(BaseModel):
+    """Where files arrive, and where they go."""
+
+    model_config = _SECTION
+
+    inbox: Path = Field(default=Path("inbox"), description="The folder into which files are put.")
+    archive: Path = Field(
+        default=Path("archive"), description="Ingested files are moved here; nothing is deleted."
+    )
+    quarantine: Path = Field(
+        default=Path("quarantine"),
+        description="Files that can't be ingested are moved here, with the reason beside them.",
+    )
+    after: Literal["archive", "leave"] = Field(
+        default="archive",
+        description="What happens to a file after its commit: moved to the archive, or left.",
+    )
+    poll_seconds: FiniteFloat = Field(
+        default=2.0, gt=0, description="Time between two full looks at the inbox."
+    )
+    settle_seconds: FiniteFloat = Field(
+        default=1.0,
+        ge=0,
+        description="A file is complete when its size and time stay the same for this long; "
+        "used where there is no stronger evidence.",
+    )
+    events: bool = Field(
+        default=True,
+        description="Be woken by the file system, too. The full looks find every file without it.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(
+            ".*",
+            "~*",
+            "*~",
+            "*.part",
+            "*.partial",
+            "*.filepart",
+            "*.crdownload",
+            "*.download",
+            "*.tmp",
+            "*.temp",
+            "*.swp",
+        ),
+        description="Names of files that are still on their way (shell patterns).",
+    )
+
+    @model_validator(mode="after")
+    def _folders_are_apart(self) -> Self:
+        inbox, archive, quarantine = (
+            Path(os.path.normpath(path)) for path in (self.inbox, self.archive, self.quarantine)
+        )
+        for name, folder in (("archive", archive), ("quarantine", quarantine)):
+            # A file moved into the inbox would be found there again.
+            if folder.is_relative_to(inbox):
+                raise ValueError(f"{name} ({folder}) must not be inside the inbox ({inbox})")
+        if archive == quarantine:
+            raise ValueError("archive and quarantine must be two folders")
+        return self
+
+
+class Ingest(BaseModel):
+    """How rows are stored, and when a file is given up."""
+
+    model_config = _SECTION
+
+    batch_rows: int = Field(default=5000, ge=1, description="Rows in one commit, at most.")
+    batch_bytes: int = Field(
+        default=8 * MIB, ge=1, description="Bytes of CSV in one commit, at most (or one row)."
+    )
+    attempts: int = Field(
+        default=3, ge=1, description="Failed attempts after which a file is quarantined."
+    )
+    retry_seconds: FiniteFloat = Field(
+        default=30.0, ge=0, description="Pause before the second attempt; it doubles each time."
+    )
+    lease_seconds: FiniteFloat = Field(
+        default=60,
+        gt=0,
+        description="A job whose owner gave no sign of life for this long is free for others.",
+    )
+    max_reject_ratio: FiniteFloat = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="A file is quarantined when its rejects are more than this share of its rows "
+        "and also more than max_reject_rows.",
+    )
+    max_reject_rows: int = Field(
+        default=20, ge=0, description="So many rejects are borne in any file, however short."
+    )
+
+
+class Limits(BaseModel):
+    """Where a file stops being believed; beyond a limit it is refused, never read in part."""
+
+    model_config = _SECTION
+
+    max_line_bytes: int = Field(default=64 * MIB, ge=1, description="The longest line.")
+    max_member_bytes: int = Field(
+        default=200 * GB, ge=1, description="The largest CSV inside a ZIP, unpacked."
+    )
+    max_ratio: int = Field(
+        default=200, ge=1, description="Unpacked bytes for each packed byte of a ZIP member."
+    )
+    max_nesting: int = Field(default=3, ge=0, description="ZIPs inside ZIPs.")
+    max_members: int = Field(default=100_000, ge=1, description="Members of one ZIP.")
+    max_json_depth: int = Field(
+        default=64, ge=1, le=1000, description="Levels of lists and objects in a JSON column."
+    )
+    max_entries: int = Field(
+        default=200_000, ge=1, description="Entries in one row's params or diff."
+    )
+    raw_text_bytes: int = Field(
+        default=64 * KIB, ge=0, description="How much of a reject's raw text is kept."
+    )
+
+
+class Log(BaseModel):
+    """What is said on standard error."""
+
+    model_config = _SECTION
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least important event that is written."
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto is console on a terminal and JSON lines elsewhere."
+    )
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured; frozen, and a pure function of its arguments."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+    )
+
+    database: Database = Database()
+    watch: Watch = Watch()
+    ingest: Ingest = Ingest()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the name is Pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        *_others: PydanticBaseSettingsSource,
+        **_more: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments only: `load_settings` asks the environment and the file, and says so."""
+        return (init_settings,)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "database": Database,
+    "watch": Watch,
+    "ingest": Ingest,
+    "limits": Limits,
+    "log": Log,
+}
+
+
+def load_settings(path: Path | None = None, **overrides: object) -> Settings:
+    """The settings from flags, environment, file and defaults; the first that has a value wins.
+
+    An override is named `section__key`; None means that the flag was not given. Relative paths
+    from the file (and defaults, where there is a file) start at its folder, those from flags and
+    environment at the working folder; all come back absolute. Raises ConfigError.
+    """
+    cwd = Path.cwd()
+    file = path or _find_config(os.environ)
+    base = cwd / file.parent if file else cwd
+    places = [
+        Place("flag {section}.{key}", _from_flags(overrides), cwd),
+        Place(f"environment {ENV_PREFIX}{{SECTION}}__{{KEY}}", _from_environment(os.environ), cwd),
+        Place(f"{_literal(file)}: {{section}}.{{key}}", _from_file(file) if file else {}, base),
+        Place("default of {section}.{key}", _defaults(), base),
+    ]
+    if strangers := [line for place in places for line in place.strangers()]:
+        raise ConfigError("\n".join(strangers))
+    try:
+        return Settings.model_validate(_merged(places))
+    except ValidationError as error:
+        lines = [_in_plain_words(details, places) for details in error.errors()]
+    # Outside the handler: Pydantic's own text, chained to ours, may show a password.
+    raise ConfigError("\n".join(lines))
+
+
+def redacted_url(url: str) -> str:
+    """The URL as it may be shown: its password and secret parameters as ***."""
+    parsed = _parsed(url)
+    if parsed is None:
+        return "***"
+    hidden = {key: "***" for key in parsed.query if "password" in key.lower()}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def example_toml() -> str:
+    """A configuration file that sets nothing and explains everything."""
+    head = (
+        "# The configuration of ingestd. Every line that sets a value is commented out and shows\n"
+        "# the default. Relative paths start at the folder of this file. The environment wins\n"
+        "# over this file: INGESTD_WATCH__INBOX=/srv/inbox sets inbox in [watch].\n"
+    )
+    return head + "".join(_section_toml(name, model) for name, model in SECTIONS.items())
+
+
+def write_config(folder: Path) -> Path:
+    """Make a folder to work in: ingestd.toml, inbox, archive, quarantine; nothing is overwritten.
+
+    Raises ConfigError when there is an ingestd.toml already.
+    """
+    config = folder / LOCAL_CONFIG
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with config.open("x", encoding="utf-8") as file:
+            file.write(example_toml())
+        for name in ("inbox", "archive", "quarantine"):
+            (folder / name).mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise ConfigError(f"{error.filename} is already there; it was not changed") from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from error
+    return config
+
+
+# The places ---------------------------------------------------------------------------------
+
+
+Values = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where values come from: how a key is spelled there, and where its relative paths start."""
+
+    spelling: str
+    values: dict[str, Any]  # Values, once it has no strangers
+    base: Path
+
+    def spell(self, section: str, key: str = "") -> str:
+        """The key, or the section, as a person would look for it in this place."""
+        return self.spelling.format(
+            section=section, key=key, SECTION=section.upper(), KEY=key.upper()
+        ).rstrip("._")
+
+    def strangers(self) -> Iterator[str]:
+        """One line for each name that is not a setting, with the one that may be meant."""
+        for section, keys in self.values.items():
+            if not isinstance(keys, dict):
+                yield f"{self.spell(section)}: not a section{self._hint('', section)}"
+            elif section not in SECTIONS and not keys:
+                yield f"{self.spell(section)}: unknown section"
+            else:
+                known = SECTIONS[section].model_fields if section in SECTIONS else {}
+                for key in keys.keys() - known.keys():
+                    yield f"{self.spell(section, key)}: unknown key{self._hint(section, key)}"
+
+    def _hint(self, section: str, key: str) -> str:
+        nearest = _nearest(section, key)
+        return f"; did you mean {self.spell(*nearest)}?" if nearest else ""
+
+    def anchored(self) -> Values:
+        """The values with every relative path made absolute."""
+        return {
+            section: {key: _anchored(section, key, value, self.base) for key, value in keys.items()}
+            for section, keys in self.values.items()
+        }
+
+
+def _find_config(environment: Mapping[str, str]) -> Path | None:
+    """The file named by the environment (it must exist), else the first that is there."""
+    if named := environment.get(CONFIG_VARIABLE):
+        return Path(named)
+    return next((file for file in (LOCAL_CONFIG, SYSTEM_CONFIG) if file.exists()), None)
+
+
+def _from_flags(overrides: Mapping[str, object]) -> Values:
+    values: Values = {}
+    for name, value in overrides.items():
+        section, _, key = name.partition("__")
+        if value is not None:
+            values.setdefault(section, {})[key] = value
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> Values:
+    """The values of INGESTD_SECTION__KEY, lists as JSON; INGESTD_ names without __ are not ours."""
+    known = {f"{section}_{key}": f"{section}__{key}" for section, key, _ in _fields()}
+    values: Values = {}
+    for variable in environment:
+        name = variable.lower()
+        if not name.startswith(ENV_PREFIX.lower()):
+            continue
+        section, separator, key = name.removeprefix(ENV_PREFIX.lower()).partition("__")
+        if separator:
+            values.setdefault(section, {})[key] = environment[variable]
+        elif section in known or section in SECTIONS:
+            # Silence would mean the default, which is the worst answer to a near miss.
+            meant = known.get(section, f"{section}__key")
+            raise ConfigError(
+                f"environment {variable}: did you mean {ENV_PREFIX}{meant.upper()}"
+                " (with two underscores)?"
+            )
+    try:
+        return _deep_update(values, EnvSettingsSource(Settings)())
+    except ValueError as error:
+        raise ConfigError(
+            f"environment {ENV_PREFIX}WATCH__IGNORE: must be a JSON list, "
+            'such as ["*.part", "*.tmp"]'
+        ) from error
+
+
+def _from_file(file: Path) -> Values:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+
+
+def _defaults() -> Values:
+    values: Values = {}
+    for section, key, field in _fields():
+        values.setdefault(section, {})[key] = field.default
+    return values
+
+
+def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    for section, model in SECTIONS.items():
+        for key, field in model.model_fields.items():
+            yield section, key, field
+
+
+def _merged(places: list[Place]) -> Values:
+    """One value for each key, from the first place that has one."""
+    merged: Values = {}
+    for place in reversed(places):
+        merged = _deep_update(merged, place.anchored())
+    return merged
+
+
+def _deep_update(values: Values, stronger: Values) -> Values:
+    sections = {**values, **stronger}
+    return {name: {**values.get(name, {}), **stronger.get(name, {})} for name in sections}
+
+
+def _anchored(section: str, key: str, value: object, base: Path) -> object:
+    if SECTIONS[section].model_fields[key].annotation is Path and isinstance(value, str | Path):
+        return base / value
+    if (section, key) == ("database", "url") and isinstance(value, str):
+        return _anchored_url(value, base)
+    return value
+
+
+def _anchored_url(url: str, base: Path) -> str:
+    """The URL with the file of an SQLite database made absolute; any other as it is."""
+    parsed = _parsed(url)
+    if parsed is None or not parsed.drivername.startswith("sqlite"):
+        return url
+    name = parsed.database
+    if not name or name == ":memory:" or name.startswith("file:"):
+        return url
+    return parsed.set(database=str(base / name)).render_as_string(hide_password=False)
+
+
+# Words for people ---------------------------------------------------------------------------
+
+
+def _literal(file: Path | None) -> str:
+    """A file name that can stand in a format string."""
+    return str(file).replace("{", "{{").replace("}", "}}")
+
+
+def _nearest(section: str, key: str) -> tuple[str, str] | None:
+    """The setting that may be meant: the same key elsewhere, else the closest spelling."""
+    known = {f"{section}.{key}": (section, key) for section, key, _ in _fields()}
+    same = [name for name, (_, known_key) in known.items() if known_key == key]
+    near = same or difflib.get_close_matches(f"{section}.{key}", known, n=1)
+    return known[near[0]] if near else None
+
+
+def _in_plain_words(details: ErrorDetails, places: list[Place]) -> str:
+    """One problem: place and key, the value, what is allowed."""
+    section, key = (*map(str, details["loc"]), "")[:2]
+    rule = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    place = next(
+        place
+        for place in places
+        if section in place.values and (not key or key in place.values[section])
+    )
+    if not key:
+        return f"{place.spell(section)}: {rule}"
+    shown = redacted_url(str(details["input"])) if key == "url" else repr(details["input"])
+    return f"{place.spell(section, key)} = {shown}: {rule}"
+
+
+def _section_toml(name: str, model: type[BaseModel]) -> str:
+    lines = ["", f"# {model.__doc__}", f"[{name}]"]
+    for key, field in model.model_fields.items():
+        words = f"{field.description}{_choices(field)}"
+        lines += ["", *textwrap.wrap(words, 96, initial_indent="# ", subsequent_indent="# ")]
+        lines += [f"#{key} = {_toml(getattr(model(), key))}"]
+    return "\n".join([*lines, ""])
+
+
+def _choices(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is not Literal:
+        return ""
+    return f" One of {', '.join(map(_toml, get_args(field.annotation)))}."
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool() | list() | tuple():
+            return json.dumps(value)
+        case int():
+            return f"{value:_}"
+        case float():
+            return repr(value)
+        case _:
+            return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,55 @@
+"""Constituencies."""
+
+from __future__ import annotations
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from ingestd.crud.base import FIRST, Crud, Page, Window, contains_text
+from ingestd.models import Constituency
+from ingestd.schemas import ConstituencyCreate, ConstituencyUpdate
+
+
+class Constituencies(Crud[Constituency, ConstituencyCreate, ConstituencyUpdate]):
+    """Constituencies by contract, region and name."""
+
+    def by_contract(self, session: Session, contract_id: str) -> Constituency | None:
+        """The constituency of this contract."""
+        return session.scalar(select(Constituency).where(Constituency.contract_id == contract_id))
+
+    def by_region(
+        self, session: Session, region_code: str, *, window: Window = FIRST
+    ) -> Page[Constituency]:
+        """A region's constituencies by name."""
+        return self.list(session, filters={"region_code": region_code}, order="name", window=window)
+
+    def search(self, session: Session, text: str, *, window: Window = FIRST) -> Page[Constituency]:
+        """Those whose name, region or contract holds this text."""
+        columns = (Constituency.name, Constituency.region_name, Constituency.contract_id)
+        query = select(Constituency).where(
+            or_(*(contains_text(column, text) for column in columns))
+        )
+        return self.page(
+            session, query, order=[Constituency.region_code, Constituency.name], window=window
+        )
+
+
+constituencies = Constituencies(
+    Constituency,
+    columns=[
+        Constituency.contract_id,
+        Constituency.election_id,
+        Constituency.name,
+        Constituency.region_code,
+        Constituency.region_name,
+        Constituency.type,
+        Constituency.status,
+        Constituency.registered_voters,
+        Constituency.bulletins_issued,
+        Constituency.votes_cast,
+        Constituency.participation_rate,
+        Constituency.anomaly_score,
+        Constituency.last_activity,
+    ],
+    usual_order="contract_id",
+)

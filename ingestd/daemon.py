@@ -1,0 +1,548 @@
+"""The daemon: looks, waits, takes files, one after another, until it is told to stop.
+
+Events and the re-scan find files; the ledger knows which of them are done;
+`pipeline.ingest` takes each one. A database that is away stops nothing but
+the taking: the inbox is the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from ingestd import migrate
+from ingestd.config import ConfigError, Settings, load_settings
+from ingestd.db import make_engine, make_sessions
+from ingestd.errors import StopRequested, StorageFault
+from ingestd.models import FileProcessing
+from ingestd.pipeline import ledger, trial
+from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
+from ingestd.pipeline.ledger import Books
+from ingestd.pipeline.read import ReadLimits, stamp_of
+from ingestd.pipeline.trial import TrialFile
+from ingestd.pipeline.watch import Seen, Settling, Watcher, scan
+
+log = structlog.get_logger()
+
+_STAMPS_ASKED_AT_ONCE = 1_000
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far `once` has come; sizes in bytes on disk."""
+
+    path: str
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(slots=True)
+class Summary:
+    """What `once` did."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    bytes: int = 0
+    waiting: list[str] = field(default_factory=list)
+
+    def add(self, jobs: Sequence[FileProcessing]) -> None:
+        """Count the jobs of one file."""
+        for job in jobs:
+            self.files[str(job.status)] += 1
+            books = Books.of(job)
+            for name in ("read", "stored", "known", "rollbacks", "rejected", "blank"):
+                self.rows[name] += getattr(books, name)
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+def read_limits(settings: Settings) -> ReadLimits:
+    """What reading is held to."""
+    limits = settings.limits
+    return ReadLimits(
+        max_line_bytes=limits.max_line_bytes,
+        max_member_bytes=limits.max_member_bytes,
+        max_ratio=limits.max_ratio,
+        max_nesting=limits.max_nesting,
+        max_members=limits.max_members,
+    )
+
+
+def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
+    """What ingesting is held to."""
+    return Terms(
+        read=read_limits(settings),
+        batch_rows=settings.ingest.batch_rows,
+        batch_bytes=settings.ingest.batch_bytes,
+        max_reject_rows=settings.ingest.max_reject_rows,
+        max_reject_ratio=settings.ingest.max_reject_ratio,
+        max_entries=settings.limits.max_entries,
+        raw_text_bytes=settings.limits.raw_text_bytes,
+        attempts=settings.ingest.attempts,
+        retry_seconds=settings.ingest.retry_seconds,
+        lease_seconds=settings.ingest.lease_seconds,
+        is_archiving=is_archiving,
+        archive=settings.watch.archive,
+        quarantine=settings.watch.quarantine,
+    )
+
+
+def open_database(settings: Settings, *, writer: bool) -> Engine:
+    """Open the database and make sure that its schema is ours.
+
+    Raises:
+        SchemaMismatch: it must be upgraded first, or is not ours.
+        StorageFault: it does not answer.
+    """
+    database = settings.database
+    engine = make_engine(
+        database.url,
+        writer=writer,
+        cache_mb=database.sqlite_cache_mb,
+        synchronous=database.sqlite_synchronous,
+        busy_timeout_seconds=database.busy_timeout_seconds,
+    )
+    with database_at_work():
+        migrate.ensure_current(engine, database.url)
+    return engine
+
+
+def make_ingest(
+    settings: Settings,
+    engine: Engine,
+    *,
+    is_archiving: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Ingest:
+    """Put an `Ingest` together for these settings."""
+    return Ingest(
+        sessions=make_sessions(engine),
+        terms=terms_of(settings, is_archiving=is_archiving),
+        clock=utc_now,
+        owner=ledger.owner_name(),
+        should_stop=should_stop,
+    )
+
+
+# ── once ──────────────────────────────────────────────────────────────────────
+
+
+def once(
+    settings: Settings,
+    paths: Sequence[Path] = (),
+    *,
+    is_archiving: bool | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Ingest what is there and stop.
+
+    Without `paths`: the inbox. Files elsewhere are left where they are unless
+    `is_archiving` says otherwise.
+
+    Raises:
+        ConfigError: a path that is not there.
+    """
+    started = time.monotonic()
+    inbox = settings.watch.inbox
+    roots = list(paths) or [inbox]
+    if is_archiving is None:
+        is_inbox = all(root.resolve().is_relative_to(inbox.resolve()) for root in roots)
+        is_archiving = is_inbox and settings.watch.after == "archive"
+    files = [found for root in roots for found in _files_of(settings, root)]
+    sizes = {found: _size_of(found.path) for found in files}
+    engine = open_database(settings, writer=True)
+    summary = Summary()
+    try:
+        with _stopping() as stop:
+            ingest = make_ingest(
+                settings, engine, is_archiving=is_archiving, should_stop=stop.is_set
+            )
+            _begin(ingest)
+            total, done = sum(sizes.values()), 0
+            for number, found in enumerate(files):
+                if stop.is_set():
+                    summary.waiting.append(f"{found.label}: stopped before it was taken")
+                    continue
+                if on_progress:
+                    on_progress(Progress(found.label, number, len(files), done, total))
+                    ingest.on_progress = _within(
+                        on_progress, found, number, len(files), sizes, total, done
+                    )
+                _take_once(ingest, found, summary)
+                done += sizes[found]
+            if on_progress:
+                on_progress(Progress("", len(files), len(files), done, total))
+            summary.bytes = done
+    finally:
+        engine.dispose()
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _within(  # noqa: PLR0913, PLR0917 - the parts of one progress line
+    on_progress: Callable[[Progress], None],
+    found: Found,
+    number: int,
+    files: int,
+    sizes: dict[Found, int],
+    total: int,
+    done: int,
+) -> Callable[[str, int, int], None]:
+    """Tell progress inside one file as a share of its size on disk."""
+
+    def tell(_path: str, read: int, size: int) -> None:
+        share = int(sizes[found] * min(1.0, read / size)) if size else 0
+        on_progress(Progress(found.label, number, files, done + share, total))
+
+    return tell
+
+
+def _take_once(ingest: Ingest, found: Found, summary: Summary) -> None:
+    try:
+        jobs = ingest.take(found)
+    except (StorageFault, StopRequested, OSError) as error:
+        summary.waiting.append(f"{found.label}: {str(error) or type(error).__name__}")
+        return
+    summary.add(jobs)
+    for job in jobs:
+        if job.status in ("pending", "processing", "failed"):
+            told = job.first_error_message or "held by another process"
+            summary.waiting.append(f"{found.label}: {told}")
+    if not jobs:
+        summary.waiting.append(f"{found.label}: being worked on elsewhere, or gone")
+
+
+def _files_of(settings: Settings, root: Path) -> list[Found]:
+    """List the files of one argument: a folder with all below it, or a file by itself."""
+    root = root.absolute()
+    if root.is_file():
+        inbox = settings.watch.inbox.absolute()
+        base = inbox if root.is_relative_to(inbox) else root.parent
+        return [Found(base, root.relative_to(base), "asked")]
+    if not root.is_dir():
+        message = f"{root}: there is no such file or folder"
+        raise ConfigError(message)
+    seen = sorted(
+        scan(root, settings.watch.ignore), key=lambda file: (file.mtime_ns, str(file.relative))
+    )
+    return [Found(root, file.relative, "asked") for file in seen]
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _begin(ingest: Ingest) -> None:
+    """Take over what an earlier process left behind."""
+    with database_at_work(), ingest.sessions.begin() as session:
+        freed = ledger.release_dead(session, now=ingest.clock(), owner=ingest.owner)
+    if freed:
+        log.info("jobs_taken_over", jobs=freed)
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Turn SIGTERM and SIGINT into an event for the time of the block (main thread only)."""
+    stop = threading.Event()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        log.info("stop_requested", signal=signal.Signals(number).name)
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    former = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+# ── run ───────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One inbox, one database, one loop."""
+
+    settings: Settings
+    ingest: Ingest
+    watcher: Watcher
+    settling: Settling
+    odd: set[str] = field(default_factory=set)
+    # Stamps of files that are final where they lie: left there by setting, or
+    # waiting for a pause to end; spares the ledger a question at every look.
+    done: dict[Path, str] = field(default_factory=dict)
+
+    def turn(self) -> bool:
+        """Look once and take what is complete; says whether anything was taken."""
+        root = self.settings.watch.inbox
+        seen = list(scan(root, self.settings.watch.ignore, self.odd))
+        hints = self.watcher.wakeup.take_hints([file.relative for file in seen])
+        files = self._unfinished(root, seen)
+        ready = self.settling.complete(root, files, hints, time.monotonic())
+        taken = False
+        for found in ready:
+            if self.ingest.should_stop():
+                return taken
+            taken |= self._take(found)
+        self.ingest.note_missing(root)
+        return taken
+
+    def _unfinished(self, root: Path, seen: Sequence[Seen]) -> list[Seen]:
+        """Drop the files that are known to be final as they lie there."""
+        here = {file.relative: file.stamp for file in seen}
+        self.done = {path: stamp for path, stamp in self.done.items() if here.get(path) == stamp}
+        fresh = [file for file in seen if file.relative not in self.done]
+        if self.ingest.terms.is_archiving:
+            return fresh
+        for start in range(0, len(fresh), _STAMPS_ASKED_AT_ONCE):
+            part = fresh[start : start + _STAMPS_ASKED_AT_ONCE]
+            labels = [label_of(file.relative) for file in part]
+            with database_at_work(), self.ingest.sessions.begin() as session:
+                known = ledger.known_stamps(session, str(root), labels)
+            for file in part:
+                if (label_of(file.relative), file.stamp) in known:
+                    self.done[file.relative] = file.stamp
+        return [file for file in fresh if file.relative not in self.done]
+
+    def _take(self, found: Found) -> bool:
+        try:
+            before = stamp_of(found.path.stat())
+            jobs = self.ingest.take(found)
+        except StopRequested:
+            return False
+        except FileNotFoundError:
+            return False
+        except PermissionError as error:
+            mode = _mode_of(found.path)
+            self._say_once(found, "file_not_readable", error=str(error), mode=mode)
+            return False
+        if jobs and all(job.status not in ("pending", "processing", "failed") for job in jobs):
+            if not self.ingest.terms.is_archiving:
+                self.done[found.relative] = before
+            return True
+        return False
+
+    def _say_once(self, found: Found, event: str, **details: object) -> None:
+        if found.label not in self.odd:
+            self.odd.add(found.label)
+            log.warning(event, path=found.label, uid=os.geteuid(), **details)
+
+
+def _mode_of(path: Path) -> str:
+    try:
+        return oct(path.stat().st_mode & 0o7777)
+    except OSError:
+        return "?"
+
+
+def run(
+    settings: Settings,
+    *,
+    reload: Callable[[], Settings] = load_settings,
+    on_ready: Callable[[], None] | None = None,
+) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; returns the exit status.
+
+    SIGHUP reads the settings again by `reload`; broken ones are said and the
+    old ones kept.
+
+    Raises:
+        ConfigError: folders that cannot be made or used.
+        SchemaMismatch: the database must be upgraded first.
+    """
+    with _stopping() as stop, _hanging_up() as hung_up:
+        while not stop.is_set():
+            _make_folders(settings)
+            engine = _open_patiently(settings, stop)
+            if engine is None:
+                break
+            try:
+                _loop(settings, engine, stop, hung_up, on_ready)
+            finally:
+                engine.dispose()
+            if hung_up.is_set():
+                hung_up.clear()
+                settings = _reloaded(settings, reload)
+    return 0
+
+
+def _reloaded(settings: Settings, reload: Callable[[], Settings]) -> Settings:
+    try:
+        fresh = reload()
+    except ConfigError as error:
+        log.error("configuration_refused", error=str(error), kept="the old one")  # noqa: TRY400 - no traceback for a typing mistake
+        return settings
+    log.info("configuration_reloaded")
+    return fresh
+
+
+def _make_folders(settings: Settings) -> None:
+    watch = settings.watch
+    for folder in (watch.inbox, watch.archive, watch.quarantine):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"cannot make the folder {folder}: {error}"
+            raise ConfigError(message) from error
+
+
+def _open_patiently(settings: Settings, stop: threading.Event) -> Engine | None:
+    """Open the database; while it is away, wait and say so once a minute at most."""
+    pause = Pause()
+    while not stop.is_set():
+        try:
+            return open_database(settings, writer=True)
+        except (StorageFault, DBAPIError) as error:
+            stop.wait(pause.after(error))
+    return None
+
+
+@dataclass(slots=True)
+class Pause:
+    """How long to wait while the outside is at fault: longer each time, not in step."""
+
+    failures: int = 0
+    _said_at: float | None = None
+    _since: float | None = None
+
+    def after(self, error: Exception) -> float:
+        """Note a failure; seconds to wait."""
+        now = time.monotonic()
+        self.failures += 1
+        self._since = self._since if self._since is not None else now
+        if self._said_at is None or now - self._said_at >= 60:  # noqa: PLR2004 - a minute
+            self._said_at = now
+            log.warning(
+                "storage_away",
+                error=str(error),
+                failures=self.failures,
+                for_seconds=round(now - self._since),
+            )
+        longest = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(self.failures, 10))
+        return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, keeps no secret
+
+    def over(self) -> None:
+        """Note that it works again."""
+        if self.failures and self._since is not None:
+            away = round(time.monotonic() - self._since)
+            log.info("storage_back", failures=self.failures, away_seconds=away)
+        self.failures = 0
+        self._said_at = self._since = None
+
+
+def _loop(
+    settings: Settings,
+    engine: Engine,
+    stop: threading.Event,
+    hung_up: threading.Event,
+    on_ready: Callable[[], None] | None,
+) -> None:
+    """Look and take until a stop or a hang-up; a file in work ends at a batch border."""
+
+    def should_stop() -> bool:
+        return stop.is_set() or hung_up.is_set()
+
+    is_archiving = settings.watch.after == "archive"
+    ingest = make_ingest(settings, engine, is_archiving=is_archiving, should_stop=should_stop)
+    watcher = Watcher(settings.watch.inbox, with_events=settings.watch.events)
+    daemon = Daemon(settings, ingest, watcher, Settling(settings.watch.settle_seconds))
+    log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
+    pause = Pause()
+    has_begun = False
+    try:
+        while not should_stop():
+            try:
+                if not has_begun or pause.failures:
+                    _begin(ingest)
+                daemon.turn()
+            except (StorageFault, OSError) as error:
+                stop.wait(pause.after(error))
+                continue
+            pause.over()
+            if not has_begun:
+                has_begun = True
+                if on_ready:
+                    on_ready()
+            _wait(watcher, should_stop, _next_look(settings, daemon))
+    finally:
+        watcher.stop()
+    log.info("stopped", owner=ingest.owner)
+
+
+def _next_look(settings: Settings, daemon: Daemon) -> float:
+    """Seconds to the next look: soon while files settle, else the re-scan's interval."""
+    if daemon.settling.waiting:
+        return min(settings.watch.poll_seconds, max(0.05, settings.watch.settle_seconds / 2))
+    return settings.watch.poll_seconds
+
+
+def _wait(watcher: Watcher, should_stop: Callable[[], bool], seconds: float) -> None:
+    """Wait for an event, the next look, or a stop (a signal is seen within a quarter second)."""
+    until = time.monotonic() + seconds
+    while not should_stop():
+        left = until - time.monotonic()
+        if left <= 0 or watcher.wait(min(left, 0.25)):
+            return
+
+
+@contextmanager
+def _hanging_up() -> Iterator[threading.Event]:
+    """Turn SIGHUP into an event for the time of the block (main thread only)."""
+    hung_up = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield hung_up
+        return
+    former = signal.signal(signal.SIGHUP, lambda _number, _frame: hung_up.set())
+    try:
+        yield hung_up
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+# ── try ───────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What would become of each CSV of a file."""
+
+    files: list[TrialFile]
+
+
+def try_file(settings: Settings, path: Path, *, most_shown: int = 20) -> Trial:
+    """Validate a file without writing anything.
+
+    Raises:
+        FileRefused: the container cannot be opened.
+        FileVanished: there is no such file.
+    """
+    terms = terms_of(settings, is_archiving=False)
+    return Trial(trial.try_file(path.absolute(), terms, most_shown=most_shown))

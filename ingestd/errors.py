@@ -1,0 +1,64 @@
+"""Every error that ingestd raises on purpose, and what each one costs.
+
+    IngestError                   what, where, what to do next
+    ├── FileRefused               the file: quarantined, never retried by itself
+    ├── FileChanged               the attempt: undone, the new bytes are read anew
+    ├── FileVanished              the job: its file was taken away
+    ├── StopRequested             nothing: the job is handed back at its checkpoint
+    ├── LostClaim                 nothing: another worker has the job
+    ├── SchemaMismatch            the daemon: the database must be upgraded first
+    └── StorageFault              nothing: database or disk is away; try again later
+
+A bad row is not an error but a value (`pipeline.validate.Reject`).
+"""
+
+from __future__ import annotations
+
+
+class IngestError(Exception):
+    """The root of ingestd's own errors: a sentence for a person."""
+
+
+class FileRefused(IngestError):
+    """A file that cannot be read as this format, or has too many bad rows."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        kind: str,
+        line: int | None = None,
+        field: str | None = None,
+        value: str | None = None,
+    ) -> None:
+        """Name the reason in words, its kind, and where known the line, field and value."""
+        super().__init__(reason)
+        self.reason = reason
+        self.kind = kind
+        self.line = line
+        self.field = field
+        self.value = value
+
+
+class FileChanged(IngestError):
+    """The bytes under a job's path are no longer those that the job names."""
+
+
+class FileVanished(IngestError):
+    """The file of a job is gone."""
+
+
+class StopRequested(IngestError):
+    """A person or systemd asked for a stop; work ends at a batch border."""
+
+
+class LostClaim(IngestError):
+    """The job moved under us: the database refused the move that we asked for."""
+
+
+class SchemaMismatch(IngestError):
+    """The database's schema is not the one that this program was written for."""
+
+
+class StorageFault(IngestError):
+    """Database or disk did not answer; no attempt is burnt, the same work is tried again."""

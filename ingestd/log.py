@@ -1,0 +1,157 @@
+"""Logs: one line per event, safe to show, the same for our own and for library messages.
+
+File names and cells are hostile: nothing in a value may end a line, colour a terminal, or
+reverse the reading direction. Values that look like passwords are hidden.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "json", "console"]
+
+# A cell can have 50 MB; a log line should not.
+MAX_VALUE_CHARS = 4096
+MAX_INT_BITS = 64
+
+# Libraries that narrate their work at lower levels.
+QUIET = ("alembic", "sqlalchemy", "watchdog")
+
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@/\s]+(?=@)")
+_NAMED_PASSWORD = re.compile(
+    r"(\b\w*(?:password|passwd)\b['\"]?\s*[=:]\s*)[^\s&;,]+", re.IGNORECASE
+)
+_SECRET_KEY = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
+
+
+def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:
+    """Send every log line, ours and the libraries', to the stream (standard error by default).
+
+    `auto` is console on a terminal and JSON lines elsewhere.
+    """
+    stream = stream or sys.stderr
+    is_console = format == "console" or (format == "auto" and stream.isatty())
+    finish = _console(colors=stream.isatty()) if is_console else _json_lines()
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # Through the standard library, because its handler survives a full disk and a closed
+    # pipe: a line that can't be written must not stop the ingest. Nor is there any use in its
+    # traceback, which goes to the same full disk, and unescaped.
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def escape(text: str) -> str:
+    r"""The text with everything that is not printable made visible, as Python's repr would.
+
+    Control characters, line ends, bidi overrides, invisible marks and the surrogates of
+    undecodable file names become `\n`, `\x1b`, `\u202e`, `\udcff`. Backslashes stay
+    single, so escaping twice changes nothing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def redact(text: str) -> str:
+    """The text without the passwords in its URLs, query strings and `password=` pairs."""
+    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***", text))
+
+
+def _json_lines() -> list[Processor]:
+    return [_exception_as_lines, _make_safe, _render_json]
+
+
+def _console(*, colors: bool) -> list[Processor]:
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors, exception_formatter=structlog.dev.plain_traceback
+    )
+    return [_exception_as_lines, _make_safe, _exception_as_block, renderer]
+
+
+def _exception_as_lines(logger: object, name: str, event: EventDict) -> EventDict:
+    """An exception as a list of lines, so that its message is escaped like any value."""
+    event = structlog.processors.format_exc_info(logger, name, event)
+    if isinstance(text := event.get("exception"), str):
+        event["exception"] = text.split("\n")
+    return event
+
+
+def _exception_as_block(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """The lines of an exception behind a margin: a forged line can't start at the left."""
+    if lines := event.get("exception"):
+        event["exception"] = "\n".join(f"    | {line}" for line in lines)
+    return event
+
+
+def _make_safe(_logger: object, _name: str, event: EventDict) -> EventDict:
+    return _safe_items(event)
+
+
+def _safe_items(items: Mapping[Any, object]) -> dict[str, Any]:
+    return {
+        _safe_text(str(key)): "***" if _SECRET_KEY.search(str(key)) else _safe(value)
+        for key, value in items.items()
+    }
+
+
+def _safe(value: object) -> Any:
+    match value:
+        case int() if value.bit_length() > MAX_INT_BITS:
+            return _safe_text(hex(value))  # decimal digits of a huge one take quadratic time
+        case None | int() | float():
+            return value
+        case bytes():
+            return _safe_text(value.decode("utf-8", "surrogateescape"))
+        case Mapping():
+            return _safe_items(value)
+        case list() | tuple() | set() | frozenset():
+            return [_safe(item) for item in value]
+        case _:
+            return _safe_text(str(value))
+
+
+def _safe_text(text: str) -> str:
+    text = redact(text)
+    if len(text) > MAX_VALUE_CHARS:
+        text = f"{text[:MAX_VALUE_CHARS]}… ({len(text)} characters)"
+    return escape(text)
+
+
+def _render_json(_logger: object, _name: str, event: EventDict) -> str:
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    return json.dumps({**first, **event}, ensure_ascii=False)

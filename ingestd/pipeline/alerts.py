@@ -1,0 +1,487 @@
+"""Alerts: gathers the facts for the rules, and raises, updates and clears what they find.
+
+An alert's id is derived from rule, constituency and subject, so that a retry,
+a restart or another order finds the same alert again. A person's side
+(status, notes, assignee) is never touched here.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+import orjson
+from sqlalchemy import Select, Text, and_, cast, exists, func, insert, select, text
+from sqlalchemy.orm import Session, aliased
+
+from ingestd.db import AnyRow, is_postgresql
+from ingestd.job_state import DELIVERED, JobState
+from ingestd.models import Alert, Constituency, FileProcessing, HourlyStats, Sighting, table_of
+from ingestd.pipeline import rules
+from ingestd.pipeline.load import (
+    ON_CHAIN,
+    WITHDRAWN,
+    Event,
+    SeenFile,
+    Touched,
+    chunks,
+    content,
+    hour_of,
+    sighting,
+    transaction,
+)
+from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
+from ingestd.pipeline.stats import Revote
+from ingestd.pipeline.validate import OPERATIONS, constituency_prefix
+
+_NAMES = uuid.UUID("2b0f8d1c-93f1-5c36-8c55-6a3f0a4f1c07")
+_NOT_BALLOTS = transaction.c.type.not_in(("vote", "blindSigIssue"))
+_BODY = ("timestamp", "type", "tx_type", "version", "fee", "fee_asset_id", "sender", "signature")
+
+
+def evaluate(
+    session: Session,
+    constituency_id: uuid.UUID,
+    touched: Touched,
+    revotes: Sequence[Revote],
+    *,
+    has_history: bool,
+    now: datetime,
+) -> None:
+    """Run every rule of a constituency over its current data; the caller commits.
+
+    `has_history` says that rows were seen again, rolled back, superseded or
+    undone: only then can the rules about rewritten history find anything new.
+    """
+    open_alerts = session.execute(
+        select(Alert.type, Alert.subject, Alert.details).where(
+            Alert.constituency_id == constituency_id, Alert.cleared_at.is_(None)
+        )
+    ).all()
+    totals = _totals(session, constituency_id)
+    settle = _Settlement(session, constituency_id, now)
+    settle("votes_exceed_bulletins", _votes_exceed(session, constituency_id, totals))
+    settle("turnout_over_registered", rules.turnout_over_registered(totals))
+    settle(
+        "duplicate_vote_key",
+        rules.duplicate_vote_key(totals, revotes),
+        among=_senders_in_doubt(open_alerts, touched, revotes),
+    )
+    if has_history:
+        settle("transaction_rewritten", _rewritten(session, constituency_id))
+        settle("history_withdrawn", _withdrawn(session, constituency_id))
+        settle("slot_republished", _republished(session, constituency_id))
+    _unknown_operations(session, constituency_id, now)
+
+
+class _Settlement:
+    """Makes the alerts of one constituency say what the rules found."""
+
+    def __init__(self, session: Session, constituency_id: uuid.UUID | None, now: datetime) -> None:
+        self._session = session
+        self._constituency_id = constituency_id
+        self._now = now
+
+    def __call__(
+        self, rule: str, findings: Sequence[Finding], *, among: Iterable[str] | None = None
+    ) -> None:
+        """Raise or update `findings`; clear the rule's other open alerts (of subjects `among`)."""
+        condition = Alert.constituency_id == self._constituency_id
+        if self._constituency_id is None:
+            condition = Alert.constituency_id.is_(None)
+        query = select(Alert).where(condition, Alert.type == rule)
+        if among is not None:
+            subjects = sorted({*among, *(finding.subject for finding in findings)})
+            known = [
+                alert
+                for chunk in chunks(subjects)
+                for alert in self._session.scalars(query.where(Alert.subject.in_(chunk)))
+            ]
+        else:
+            known = list(self._session.scalars(query))
+        by_subject = {alert.subject: alert for alert in known}
+        new = [finding for finding in findings if finding.subject not in by_subject]
+        for finding in findings:
+            if finding.subject in by_subject:
+                self._update(by_subject.pop(finding.subject), finding)
+        for alert in by_subject.values():
+            if alert.cleared_at is None:
+                alert.cleared_at = self._now
+                alert.cleared_reason = "it no longer holds with the files that are here now"
+        self._session.flush()
+        self._raise(rule, new)
+
+    def _raise(self, rule: str, findings: Sequence[Finding]) -> None:
+        rows = [
+            {
+                "id": alert_id(rule, self._constituency_id, finding.subject),
+                "type": rule,
+                "class": rules.CLASSES[rule],
+                "constituency_id": self._constituency_id,
+                "subject": finding.subject,
+                "ruleset": rules.RULESET,
+                "status": "active",
+                "notes": [],
+                **_said(finding),
+            }
+            for finding in findings
+        ]
+        if rows:
+            self._session.connection().execute(insert(table_of(Alert)), rows)
+
+    @staticmethod
+    def _update(alert: Alert, finding: Finding) -> None:
+        for name, value in _said(finding).items():
+            if getattr(alert, name) != value:
+                setattr(alert, name, value)
+        if alert.cleared_at is not None:
+            alert.cleared_at = alert.cleared_reason = None
+
+
+def _said(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity,
+        "title": finding.title,
+        "description": finding.description,
+        "details": finding.details,
+        "detected_at": finding.detected_at,
+    }
+
+
+def alert_id(rule: str, constituency_id: uuid.UUID | None, subject: str) -> uuid.UUID:
+    """UUIDv5 of rule, constituency and subject."""
+    return uuid.uuid5(_NAMES, f"{rule}|{constituency_id or '-'}|{subject}")
+
+
+def _totals(session: Session, constituency_id: uuid.UUID) -> Totals:
+    constituency = session.execute(
+        select(
+            Constituency.bulletins_issued,
+            Constituency.votes_cast,
+            Constituency.is_revote_blocked,
+            Constituency.last_activity,
+        ).where(Constituency.id == constituency_id)
+    ).one()
+    listed = session.execute(
+        select(
+            func.coalesce(func.sum(HourlyStats.list_added), 0),
+            func.coalesce(func.sum(HourlyStats.list_removed), 0),
+        ).where(HourlyStats.constituency_id == constituency_id)
+    ).one()
+    t = transaction.c
+    has_list = session.scalar(
+        select(
+            exists().where(
+                t.constituency_id == constituency_id,
+                t.type == "addVotersList",
+                _NOT_BALLOTS,
+                t.status == "accepted",
+            )
+        )
+    )
+    return Totals(
+        bulletins=constituency.bulletins_issued,
+        votes=constituency.votes_cast,
+        list_added=int(listed[0]),
+        list_removed=int(listed[1]),
+        has_voters_list=bool(has_list),
+        is_revote_blocked=constituency.is_revote_blocked,
+        last_activity=constituency.last_activity,
+    )
+
+
+def _votes_exceed(session: Session, constituency_id: uuid.UUID, totals: Totals) -> list[Finding]:
+    job = FileProcessing
+    current = (job.constituency_id == constituency_id, job.status == JobState.COMPLETED)
+    slots = [
+        SlotCount(row.slot or "", row.slot_bulletins, row.slot_votes)
+        for row in session.execute(
+            select(job.slot, job.slot_bulletins, job.slot_votes)
+            .where(*current, job.is_cumulative.is_(False), job.slot.is_not(None))
+            .order_by(job.slot)
+        )
+    ]
+    has_whole = session.scalar(select(exists().where(*current, job.slot == "whole")))
+    t = transaction.c
+    start_slot = session.scalar(
+        select(func.min(t.slot)).where(
+            t.constituency_id == constituency_id,
+            t.type == "startVoting",
+            _NOT_BALLOTS,
+            t.status == "accepted",
+        )
+    )
+    return rules.votes_exceed_bulletins(
+        totals, slots, start_slot=start_slot, has_whole=bool(has_whole)
+    )
+
+
+def _senders_in_doubt(
+    open_alerts: Sequence[AnyRow], touched: Touched, revotes: Sequence[Revote]
+) -> set[str]:
+    """Name the senders whose alert must be looked at again: one of their votes was touched."""
+    found = {revote.sender for revote in revotes}
+    for row in open_alerts:
+        if row.type == "duplicate_vote_key":
+            moments = [datetime.fromisoformat(vote["timestamp"]) for vote in row.details["votes"]]
+            if touched.hours & {hour_of(moment) for moment in moments}:
+                found.add(row.subject)
+    return found
+
+
+def _rewritten(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
+    """Look at every transaction of which more than one content is kept; they are rare."""
+    contract_id = session.scalar(
+        select(Constituency.contract_id).where(Constituency.id == constituency_id)
+    )
+    low, high = _key_range(str(contract_id))
+    kept = content.c.transaction_id.between(low, high)
+    ids = list(session.scalars(select(content.c.transaction_id).where(kept).distinct()))
+    findings: list[Finding] = []
+    for chunk in chunks(ids):
+        histories = _histories(session, chunk)
+        files = _seen_files(session, histories)
+        contents = _contents(session, chunk)
+        for row in _rows(session, chunk, "tx_id", "timestamp"):
+            # What a superseded publication said is `slot_republished`'s matter.
+            events = [event for event in histories[row.id] if files[event.file_id].is_current]
+            if rules.is_rewritten(events, files, contents[row.id]):
+                number = len({event.content_hash for event in events if event.sign > 0})
+                findings.append(rules.transaction_rewritten(row.tx_id, row.timestamp, number))
+    return findings
+
+
+def _key_range(contract_id: str) -> tuple[uuid.UUID, uuid.UUID]:
+    prefix = int.from_bytes(constituency_prefix(contract_id), "big")
+    return uuid.UUID(int=prefix << 96), uuid.UUID(int=((prefix + 1) << 96) - 1)
+
+
+def _rows(session: Session, ids: Sequence[uuid.UUID], *names: str) -> Sequence[AnyRow]:
+    columns = [transaction.c[name] for name in ("id", *names)]
+    return session.execute(
+        select(*columns).where(transaction.c.id.in_(ids)).order_by(transaction.c.tx_id)
+    ).all()
+
+
+def _histories(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Event]]:
+    """All events of each transaction, explicit and implicit."""
+    events: dict[uuid.UUID, dict[tuple[uuid.UUID, int], Event]] = {key: {} for key in ids}
+    for row in session.execute(select(sighting).where(sighting.c.transaction_id.in_(ids))):
+        event = Event(row.file_id, row.line_number, row.sign, row.content_hash)
+        events[row.transaction_id][row.file_id, row.line_number] = event
+    for row in _rows(session, ids, "file_id", "line_number", "content_hash"):
+        event = Event(row.file_id, row.line_number, 1, row.content_hash)
+        events[row.id].setdefault((row.file_id, row.line_number), event)
+    return {key: list(known.values()) for key, known in events.items()}
+
+
+def _seen_files(
+    session: Session, histories: dict[uuid.UUID, list[Event]]
+) -> dict[uuid.UUID, SeenFile]:
+    ids = {event.file_id for events in histories.values() for event in events}
+    job = FileProcessing
+    return {
+        row.id: SeenFile(
+            row.is_cumulative, row.slot, row.publication, row.status != JobState.SUPERSEDED
+        )
+        for chunk in chunks(ids)
+        for row in session.execute(
+            select(job.id, job.is_cumulative, job.slot, job.publication, job.status).where(
+                job.id.in_(chunk)
+            )
+        )
+    }
+
+
+def _contents(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[bytes, Content]]:
+    """Every content of each transaction, normalised: JSON is compared as JSON."""
+    contents: dict[uuid.UUID, dict[bytes, Content]] = {key: {} for key in ids}
+    texts = [
+        cast(transaction.c[name], Text).label(name)
+        for name in ("raw_data", "extra", "operation_data")
+    ]
+    columns = [transaction.c[name] for name in _BODY]
+    for row in session.execute(
+        select(transaction.c.id, transaction.c.content_hash, *columns, *texts).where(
+            transaction.c.id.in_(ids)
+        )
+    ):
+        values = row._asdict()
+        values["timestamp"] = values["timestamp"].isoformat()
+        contents[row.id][row.content_hash] = _normalised(values)
+    for row in session.execute(select(content).where(content.c.transaction_id.in_(ids))):
+        contents[row.transaction_id][row.content_hash] = _normalised(row.content)
+    return contents
+
+
+def _normalised(values: dict[str, Any]) -> Content:
+    body = {name: values[name] for name in _BODY}
+    body |= {name: orjson.loads(values[name]) for name in ("raw_data", "extra")}
+    return Content(body, orjson.loads(values["operation_data"]))
+
+
+def _withdrawn(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
+    t = transaction.c
+    ids = list(
+        session.scalars(
+            select(t.id).where(t.constituency_id == constituency_id, t.status == WITHDRAWN)
+        )
+    )
+    by_slot: dict[str, list[tuple[str, datetime]]] = {}
+    for chunk in chunks(ids):
+        histories = _histories(session, chunk)
+        files = _seen_files(session, histories)
+        for row in _rows(session, chunk, "tx_id", "timestamp"):
+            slots = {files[event.file_id].slot for event in histories[row.id] if event.sign > 0}
+            for slot in slots:
+                by_slot.setdefault(slot or "-", []).append((row.tx_id, row.timestamp))
+    return [rules.history_withdrawn(slot, rows) for slot, rows in sorted(by_slot.items())]
+
+
+def _republished(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
+    job = FileProcessing
+    jobs = session.execute(
+        select(job.id, job.slot, job.sha256)
+        .where(
+            job.constituency_id == constituency_id,
+            job.status.in_(DELIVERED),
+            job.slot.is_not(None),
+            job.slot.in_(
+                select(job.slot).where(
+                    job.constituency_id == constituency_id, job.status == JobState.SUPERSEDED
+                )
+            ),
+        )
+        .order_by(job.slot, job.publication, job.id)
+    ).all()
+    by_slot: dict[str, list[AnyRow]] = {}
+    for row in jobs:
+        by_slot.setdefault(row.slot, []).append(row)
+    findings: list[Finding] = []
+    for slot, publications in by_slot.items():
+        steps = [_compare(session, older, newer) for older, newer in pairwise(publications)]
+        findings += rules.slot_republished(slot, steps)
+    return findings
+
+
+def _compare(session: Session, older: AnyRow, newer: AnyRow) -> Republication:
+    """Compare two publications by their sightings (explicit since the one superseded the other)."""
+    gone = list(session.scalars(_only_in(older.id, newer.id)))
+    added = list(session.scalars(_only_in(newer.id, older.id)))
+    changed = _changed(session, older.id, newer.id)
+    excused = {
+        key
+        for chunk in chunks(gone)
+        for key in session.scalars(
+            select(sighting.c.transaction_id).where(
+                sighting.c.transaction_id.in_(chunk), sighting.c.sign < 0
+            )
+        )
+    }
+    lost = [key for key in gone if key not in excused]
+    named: list[uuid.UUID] = [*changed, *lost, *added][: rules.MOST_LISTED]
+    return Republication(
+        older_sha256=older.sha256,
+        newer_sha256=newer.sha256,
+        added=len(added),
+        gone=len(gone),
+        gone_without_rollback=len(lost),
+        changed=len(changed),
+        is_part_of_older=bool(gone) and not added and not changed,
+        tx_ids=tuple(row.tx_id for row in _rows(session, named, "tx_id")),
+    )
+
+
+def _only_in(one: uuid.UUID, other: uuid.UUID) -> Select[Any]:
+    a, b = aliased(Sighting), aliased(Sighting)
+    in_other = exists().where(b.transaction_id == a.transaction_id, b.file_id == other, b.sign > 0)
+    return (
+        select(a.transaction_id)
+        .where(a.file_id == one, a.sign > 0, ~in_other)
+        .distinct()
+        .order_by(a.transaction_id)
+    )
+
+
+def _changed(session: Session, older: uuid.UUID, newer: uuid.UUID) -> list[uuid.UUID]:
+    """Find ids in both publications whose contents differ after normalisation."""
+    a, b, c = aliased(Sighting), aliased(Sighting), aliased(Sighting)
+    same = exists().where(
+        and_(
+            b.transaction_id == a.transaction_id,
+            b.file_id == newer,
+            b.sign > 0,
+            b.content_hash == a.content_hash,
+        )
+    )
+    held = exists().where(c.transaction_id == a.transaction_id, c.file_id == newer, c.sign > 0)
+    suspects = session.scalars(
+        select(a.transaction_id)
+        .where(a.file_id == older, a.sign > 0, held, ~same)
+        .distinct()
+        .order_by(a.transaction_id)
+    ).all()
+    changed: list[uuid.UUID] = []
+    for chunk in chunks(suspects):
+        histories = _histories(session, chunk)
+        contents = _contents(session, chunk)
+        for key in chunk:
+            shown = {
+                file_id: [
+                    contents[key][event.content_hash]
+                    for event in sorted(histories[key], key=lambda event: event.line)
+                    if event.file_id == file_id and event.content_hash
+                ]
+                for file_id in (older, newer)
+            }
+            if shown[older] != shown[newer]:
+                changed.append(key)
+    return changed
+
+
+def _unknown_operations(session: Session, constituency_id: uuid.UUID, now: datetime) -> None:
+    t = transaction.c
+    found = session.scalars(
+        select(t.type)
+        .where(t.constituency_id == constituency_id, _NOT_BALLOTS, t.type.not_in(OPERATIONS))
+        .distinct()
+    ).all()
+    if not found:
+        return
+    # The alert is about all constituencies: one worker counts at a time.
+    if is_postgresql(session):
+        session.execute(text("SELECT pg_advisory_xact_lock(7002)"))
+    for operation in sorted(found):
+        whose = (t.type == operation, _NOT_BALLOTS, t.status.in_(ON_CHAIN))
+        number, constituencies = session.execute(
+            select(func.count(), func.count(t.constituency_id.distinct())).where(*whose)
+        ).one()
+        first = session.execute(
+            select(t.tx_id, t.timestamp).where(*whose).order_by(t.timestamp, t.tx_id).limit(1)
+        ).one_or_none()
+        findings = (
+            [rules.unknown_operation(operation, number, constituencies, (first[0], first[1]))]
+            if first
+            else []
+        )
+        _Settlement(session, None, now)("unknown_operation", findings, among=[operation])
+
+
+def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
+    """Raise the alert of a quarantined job, or clear it when the job is no longer there."""
+    subject = f"{job.contract_id or '-'}:{job.sha256}"
+    findings = []
+    if job.status == JobState.QUARANTINED:
+        findings = [
+            rules.file_rejected(
+                job.name,
+                subject=subject,
+                reason=job.first_error_message or "",
+                line=job.first_error_line,
+                sha256=job.sha256,
+            )
+        ]
+    _Settlement(session, job.constituency_id, now)("file_rejected", findings, among=[subject])

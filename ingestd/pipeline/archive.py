@@ -1,0 +1,78 @@
+"""Putting a file away after the commit that closed its last job.
+
+By rename; across file systems by copy, fsync, rename, unlink. Nothing is ever
+overwritten: a name that is taken gets a number.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+_REASON_SUFFIX = ".reason.txt"
+
+
+def put_away(path: Path, folder: Path, relative: Path) -> Path:
+    """Move `path` below `folder`, keeping its `relative` way; returns where it went.
+
+    Raises:
+        OSError: the file stays where it is.
+    """
+    target = free_name(folder / relative)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_over(path, target)
+    return target
+
+
+def _copy_over(path: Path, target: Path) -> None:
+    """Copy to another file system; the source goes only when the copy is safe on disk."""
+    partial = target.with_name(f".{target.name[:200]}.part")
+    try:
+        with path.open("rb") as source, partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        shutil.copystat(path, partial)
+        partial.rename(target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _fsync_folder(target.parent)
+    path.unlink()
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def free_name(target: Path) -> Path:
+    """Find a name that is not taken: `x.csv`, then `x (2).csv` and so on."""
+    if not os.path.lexists(target):
+        return target
+    number = 2
+    while True:
+        candidate = target.with_name(f"{target.stem} ({number}){target.suffix}")
+        if not os.path.lexists(candidate):
+            return candidate
+        number += 1
+
+
+def write_reason(target: Path, lines: Sequence[str]) -> Path:
+    """Write beside a quarantined file why it was refused and what to do about it."""
+    reason = free_name(target.with_name(target.name[:200] + _REASON_SUFFIX))
+    partial = reason.with_name(f".{reason.name}.part")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.rename(reason)
+    return reason

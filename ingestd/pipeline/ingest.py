@@ -1,0 +1,700 @@
+"""The life of a file, told once: look, record, ingest, put away.
+
+    source ─ look inside ─ record its jobs ─ for each job: ingest ─ put away
+
+One commit holds a batch's records, its rejects and the job's new checkpoint;
+the commit of the last batch also holds hours, alerts and the completed job. A
+file that fits one batch is one commit. The source is touched only afterwards.
+"""
+
+from __future__ import annotations
+
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.db import Clock, is_postgresql
+from ingestd.errors import (
+    FileChanged,
+    FileRefused,
+    FileVanished,
+    IngestError,
+    LostClaim,
+    StopRequested,
+    StorageFault,
+)
+from ingestd.job_state import JobState
+from ingestd.models import FileProcessing
+from ingestd.pipeline import alerts, archive, ledger, stats
+from ingestd.pipeline.ledger import Books, Delivery
+from ingestd.pipeline.load import FileRef, Touched, load_batch, recompute_file, undo_file
+from ingestd.pipeline.read import (
+    Csv,
+    ReadLimits,
+    RowReader,
+    Source,
+    open_source,
+    sha256_of,
+)
+from ingestd.pipeline.slot import Place, Slot, contract_of_folders, parse_name, place_of
+from ingestd.pipeline.validate import (
+    Blank,
+    Outcome,
+    Record,
+    Reject,
+    Validator,
+    contract_in_row,
+    storable,
+)
+
+log = structlog.get_logger()
+
+_MOST_ATTEMPTS_SHIFT = 10
+_REASONS_TOLD = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What ingesting is held to; all of it settings."""
+
+    read: ReadLimits
+    batch_rows: int
+    batch_bytes: int
+    max_reject_rows: int
+    max_reject_ratio: float
+    max_entries: int
+    raw_text_bytes: int
+    attempts: int
+    retry_seconds: float
+    lease_seconds: float
+    is_archiving: bool
+    archive: Path
+    quarantine: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that is complete: where it lies under which root, and how we know."""
+
+    root: Path
+    relative: Path
+    evidence: str
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        return self.root / self.relative
+
+    @property
+    def label(self) -> str:
+        """Its path as a text that every database can hold."""
+        return label_of(self.relative)
+
+
+def label_of(path: Path) -> str:
+    """Write a path as clean text: bytes that are not UTF-8 are spelt out."""
+    return storable(bytes(path).decode("utf-8", "backslashreplace"))
+
+
+@dataclass(slots=True)
+class Ingest:
+    """Takes files from found to put away, on one database."""
+
+    sessions: sessionmaker[Session]
+    terms: Terms
+    clock: Clock
+    owner: str
+    should_stop: Callable[[], bool] = lambda: False
+    on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
+
+    def take(self, found: Found) -> list[FileProcessing]:
+        """Take one file all the way; returns its jobs as they now stand.
+
+        Raises:
+            StopRequested: a stop was asked for; what is committed stays.
+            StorageFault: the database did not answer; nothing is lost.
+        """
+        try:
+            with database_at_work():
+                return self._take(found)
+        except FileVanished:
+            self._note_vanished(found)
+            return []
+        except LostClaim as lost:
+            log.info("left_to_another", path=found.label, why=str(lost))
+            return []
+
+    def _take(self, found: Found) -> list[FileProcessing]:
+        source = open_source(found.path, self.terms.read)
+        try:
+            members = self._record(found, source)
+            for csv, job_id in members:
+                self._work_off(found, source, csv, job_id)
+        finally:
+            source.close()
+        return self._put_away(found, source, [job_id for _csv, job_id in members])
+
+    # ── record ────────────────────────────────────────────────────────────
+
+    def _record(self, found: Found, source: Source) -> list[tuple[Csv | None, uuid.UUID]]:
+        """Write down a job for each CSV, all in one commit; a file seen before keeps its jobs."""
+        with self.sessions.begin() as session:
+            jobs = ledger.jobs_at(session, str(found.root), found.label, source.stamp)
+        if jobs:
+            by_member = self._members_of(source, jobs)
+            return [(by_member.get(job.member), job.id) for job in jobs]
+        try:
+            deliveries = self._look_inside(found, source)
+        except FileRefused as refusal:
+            return [(None, self._refuse_container(found, source, refusal))]
+        if not source.is_unchanged():
+            raise FileVanished(found.label)
+        recorded: list[tuple[Csv | None, uuid.UUID]] = []
+        with self.sessions.begin() as session:
+            for csv, delivery, places in deliveries:
+                if delivery.contract_id:
+                    stats.ensure_constituency(session, delivery.contract_id, places)
+                job = ledger.record(session, delivery, self.clock())
+                if job is None:
+                    message = "the same bytes are being worked on under another name"
+                    raise LostClaim(message)
+                recorded.append((csv, job.id))
+        return recorded
+
+    @staticmethod
+    def _members_of(source: Source, jobs: Iterable[FileProcessing]) -> dict[str | None, Csv]:
+        """Find the CSVs again; not needed where nothing is left to do."""
+        if all(
+            job.status not in (JobState.PENDING, JobState.PROCESSING, JobState.FAILED)
+            for job in jobs
+        ):
+            return {}
+        try:
+            return {csv.member: csv for csv in source.csvs()}
+        except FileRefused:
+            return {}
+
+    def _look_inside(
+        self, found: Found, source: Source
+    ) -> list[tuple[Csv | None, Delivery, list[Place]]]:
+        """Hash every CSV and read what its names say."""
+        container_sha256 = None
+        if source.is_zip:
+            with found.path.open("rb", buffering=0) as stream:
+                container_sha256, _size = sha256_of(stream)
+            with self.sessions.begin() as session:
+                known = ledger.container_is_known(session, container_sha256)
+            if known:
+                return [(None, self._again(found, source, job), []) for job in known]
+        csvs = list(source.csvs())
+        deliveries: list[tuple[Csv | None, Delivery, list[Place]]] = []
+        for csv in csvs:
+            delivery = self._deliver(found, source, csv, container_sha256, alone=len(csvs) == 1)
+            deliveries.append((csv, delivery, places_of(found, csv)))
+        return deliveries
+
+    def _deliver(
+        self, found: Found, source: Source, csv: Csv, container_sha256: str | None, *, alone: bool
+    ) -> Delivery:
+        with source.open(csv) as stream:
+            sha256, size = sha256_of(stream)
+        way = "/".join([*found.label.split("/")[:-1], *csv.steps]) if csv.steps else found.label
+        name = way.rsplit("/", 1)[-1]
+        contract_id, slot = parse_name(name)
+        if contract_id is None:
+            contract_id = contract_of_folders(way) or self._contract_inside(source, csv)
+        for container in reversed([found.relative.name, *csv.steps[:-1]] if csv.steps else []):
+            told, covered = parse_name(container.rsplit("/", 1)[-1])
+            contract_id = contract_id or told
+            # A ZIP's name says what its one CSV covers, but not what each of several does.
+            slot = slot or (covered if alone and told == contract_id else None)
+        return Delivery(
+            root=str(found.root),
+            path=found.label,
+            member=storable(csv.member) if csv.member else None,
+            name=storable(name),
+            stamp=source.stamp,
+            mtime=datetime.fromtimestamp(source.mtime_ns // 10**9, UTC),
+            sha256=sha256,
+            container_sha256=container_sha256,
+            size=size,
+            contract_id=contract_id,
+            constituency_id=stats.constituency_id_of(contract_id) if contract_id else None,
+            slot=slot,
+            evidence=found.evidence,
+        )
+
+    def _contract_inside(self, source: Source, csv: Csv) -> str | None:
+        """Look for the contract in the rows: createContract, else a voters list."""
+        told_by_list = None
+        with source.open(csv) as stream:
+            for row in RowReader(stream, max_line_bytes=self.terms.read.max_line_bytes):
+                told = contract_in_row(row)
+                if told and told.is_create:
+                    return told.contract_id
+                told_by_list = told_by_list or (told.contract_id if told else None)
+        return told_by_list
+
+    @staticmethod
+    def _again(found: Found, source: Source, job: FileProcessing) -> Delivery:
+        """The delivery of a member of a container whose bytes are known already."""
+        return Delivery(
+            root=str(found.root),
+            path=found.label,
+            member=job.member,
+            name=job.name,
+            stamp=source.stamp,
+            mtime=datetime.fromtimestamp(source.mtime_ns // 10**9, UTC),
+            sha256=job.sha256,
+            container_sha256=job.container_sha256,
+            size=job.size,
+            contract_id=job.contract_id,
+            constituency_id=job.constituency_id,
+            slot=Slot(job.slot, job.is_cumulative) if job.slot else None,
+            evidence=found.evidence,
+        )
+
+    def _refuse_container(self, found: Found, source: Source, refusal: FileRefused) -> uuid.UUID:
+        """A container that cannot be opened has a job of its own."""
+        with found.path.open("rb", buffering=0) as stream:
+            sha256, size = sha256_of(stream)
+        delivery = Delivery(
+            root=str(found.root),
+            path=found.label,
+            member=None,
+            name=found.label.rsplit("/", 1)[-1],
+            stamp=source.stamp,
+            mtime=datetime.fromtimestamp(source.mtime_ns // 10**9, UTC),
+            sha256=sha256,
+            container_sha256=sha256,
+            size=size,
+            contract_id=None,
+            constituency_id=None,
+            slot=None,
+            evidence=found.evidence,
+        )
+        with self.sessions.begin() as session:
+            job = ledger.record(session, delivery, self.clock())
+            assert job is not None  # noqa: S101 - a delivery without contract always has a job
+            self._quarantine(session, job, refusal, Books())
+        return job.id
+
+    # ── ingest ────────────────────────────────────────────────────────────
+
+    def _work_off(self, found: Found, source: Source, csv: Csv | None, job_id: uuid.UUID) -> None:
+        """Ingest one job if it asks for work; what goes wrong costs what its type says."""
+        with self.sessions.begin() as session:
+            job = session.get_one(FileProcessing, job_id)
+        if not ledger.is_due(job, now=self.clock()):
+            return
+        if csv is None:
+            raise FileVanished(found.label)
+        books = Books.of(job)
+        try:
+            self.ingest_file(source, csv, job, books)
+        except FileRefused as refusal:
+            with self.sessions.begin() as session:
+                job = session.get_one(FileProcessing, job_id)
+                self._quarantine(session, job, refusal, books)
+        except (FileChanged, FileVanished):
+            with self.sessions.begin() as session:
+                self._undo(session, session.get_one(FileProcessing, job_id))
+                ledger.vanish(session, session.get_one(FileProcessing, job_id), now=self.clock())
+            log.warning("file_changed_while_read", path=found.label, member=job.member)
+            raise
+        except StopRequested:
+            with self.sessions.begin() as session:
+                ledger.release(session, session.get_one(FileProcessing, job_id))
+            raise
+        except (IngestError, DBAPIError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a poison file must not stop the daemon
+            self._note_failure(job_id, error, books)
+
+    def ingest_file(self, source: Source, csv: Csv, job: FileProcessing, books: Books) -> None:
+        """Stream one CSV into the tables, from its checkpoint to its end.
+
+        Raises:
+            FileRefused: unfit; the caller undoes and quarantines it.
+            FileChanged: the bytes are no longer those of the job.
+        """
+        started = self.clock()
+        self._refuse_nameless(job)
+        file = _file_ref(job)
+        validator = Validator(
+            job.contract_id or "",
+            file.constituency_id,
+            max_entries=self.terms.max_entries,
+            raw_text_bytes=self.terms.raw_text_bytes,
+        )
+        touched = Touched.from_json(job.touched)
+        with source.open(csv) as stream:
+            rows = RowReader(
+                stream,
+                max_line_bytes=self.terms.read.max_line_bytes,
+                from_byte=job.checkpoint_byte,
+                from_line=job.checkpoint_line,
+            )
+            outcomes = map(validator.check, rows)
+            for batch, is_last in batched(outcomes, self.terms.batch_rows, self.terms.batch_bytes):
+                if self.should_stop() and not is_last:
+                    raise StopRequested
+                with self.sessions.begin() as session:
+                    self._store(session, job.id, file, batch, books, touched)
+                    if is_last:
+                        self._refuse_changed(source, rows, job)
+                        self._refuse_too_many_rejects(books)
+                        seconds = (self.clock() - started).total_seconds()
+                        self._finish(session, job.id, books, touched, rows.encoding, seconds)
+                self.on_progress(job.path, rows.bytes_read, job.size)
+        log.info(
+            "file_ingested",
+            path=job.path,
+            member=job.member,
+            **{name: number for name, number in asdict(books).items() if number},
+            seconds=round((self.clock() - started).total_seconds(), 3),
+        )
+
+    @staticmethod
+    def _refuse_nameless(job: FileProcessing) -> None:
+        if job.contract_id is None:
+            reason = (
+                "no contract id in the file's name, its folders or its rows; "
+                "rename it to <contract>_<YYYY-MM-DD>_<HHMM-HHMM>.csv and drop it again"
+            )
+            raise FileRefused(reason, kind="no_contract", field="name", value=job.name)
+
+    def _store(
+        self,
+        session: Session,
+        job_id: uuid.UUID,
+        file: FileRef,
+        batch: list[Outcome],
+        books: Books,
+        touched: Touched,
+    ) -> None:
+        """Put one batch, its rejects and the checkpoint behind it into the session's commit."""
+        now = self.clock()
+        lease = timedelta(seconds=self.terms.lease_seconds)
+        _hold_constituency(session, file.constituency_id)
+        job = session.get_one(FileProcessing, job_id)
+        ledger.claim(session, job, owner=self.owner, now=now, lease=lease)
+        if not job.checkpoint_line:
+            _refuse_misnamed(session, job)
+        records = [outcome for outcome in batch if isinstance(outcome, Record)]
+        rejects = [outcome for outcome in batch if isinstance(outcome, Reject)]
+        loaded = load_batch(session, file, records)
+        rejects += [_collision(record) for record in loaded.collisions]
+        ledger.add_rejects(session, job, rejects)
+        books.read += len(batch)
+        books.stored += loaded.stored
+        books.known += loaded.known
+        books.rollbacks += loaded.rollbacks
+        books.rejected += len(rejects)
+        books.blank += sum(isinstance(outcome, Blank) for outcome in batch)
+        touched.update(loaded.touched)
+        checkpoint = (job.checkpoint_byte, job.checkpoint_line)
+        if batch:
+            checkpoint = (batch[-1].end, batch[-1].line)
+        ledger.advance(
+            session,
+            job,
+            books=books,
+            checkpoint=checkpoint,
+            touched=touched.as_json(),
+            lease_until=now + lease,
+        )
+
+    @staticmethod
+    def _refuse_changed(source: Source, rows: RowReader, job: FileProcessing) -> None:
+        if rows.sha256 != job.sha256 or not source.is_unchanged():
+            message = f"{job.path} changed while it was read"
+            raise FileChanged(message)
+
+    def _refuse_too_many_rejects(self, books: Books) -> None:
+        allowed = most_rejects(self.terms, books.read - books.blank)
+        if books.rejected > allowed:
+            reason = (
+                f"{books.rejected} bad rows of {books.read - books.blank}, more than the "
+                f"{allowed} that are allowed; nothing of this file was stored"
+            )
+            raise FileRefused(reason, kind="too_many_rejects")
+
+    def _finish(
+        self,
+        session: Session,
+        job_id: uuid.UUID,
+        books: Books,
+        touched: Touched,
+        encoding: str,
+        seconds: float,
+    ) -> None:
+        """Close the job: publications, hours, totals and alerts in the commit of its last batch."""
+        now = self.clock()
+        job = session.get_one(FileProcessing, job_id)
+        ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
+        publications = ledger.publications_of(session, job)
+        if len(publications) > 1:
+            self._supersede(session, publications, touched)
+        file = _file_ref(job)
+        if file.slot and not file.is_cumulative:
+            touched.slots.add(file.slot)
+        has_history = bool(books.known or books.rollbacks) or len(publications) > 1
+        self._roll_up(session, file.constituency_id, touched, has_history=has_history)
+        alerts.note_refused_file(session, job, now)
+
+    @staticmethod
+    def _supersede(session: Session, publications: list[FileProcessing], touched: Touched) -> None:
+        """Let the newest publication count, and every transaction of the slot say so."""
+        ledger.make_newest_current(session, publications)
+        for publication in publications:
+            hours = Touched.from_json(publication.touched).hours
+            touched.update(recompute_file(session, _file_ref(publication), hours))
+
+    def _roll_up(
+        self,
+        session: Session,
+        constituency_id: uuid.UUID,
+        touched: Touched,
+        *,
+        has_history: bool,
+    ) -> None:
+        revotes = stats.roll_up(session, constituency_id, touched)
+        alerts.evaluate(
+            session,
+            constituency_id,
+            touched,
+            revotes,
+            has_history=has_history,
+            now=self.clock(),
+        )
+
+    def make_current(self, job_id: uuid.UUID) -> None:
+        """Let an earlier publication of a slot count again, as a person decides.
+
+        Raises:
+            LostClaim: the job was not superseded.
+        """
+        with database_at_work(), self.sessions.begin() as session:
+            job = session.get_one(FileProcessing, job_id)
+            if job.status != JobState.SUPERSEDED or job.constituency_id is None:
+                message = f"job {job_id} is {job.status}; only a superseded one can be made current"
+                raise LostClaim(message)
+            _hold_constituency(session, job.constituency_id)
+            ledger.renumber_as_newest(session, job)
+            touched = Touched()
+            self._supersede(session, ledger.publications_of(session, job), touched)
+            self._roll_up(session, job.constituency_id, touched, has_history=True)
+
+    # ── when it goes wrong ────────────────────────────────────────────────
+
+    def _undo(self, session: Session, job: FileProcessing) -> None:
+        """Take everything of a job out of the tables and count anew what it touched."""
+        if job.constituency_id is not None and job.checkpoint_line:
+            file = _file_ref(job)
+            _hold_constituency(session, file.constituency_id)
+            touched = Touched.from_json(job.touched)
+            touched.update(undo_file(session, file, touched.hours))
+            self._roll_up(session, file.constituency_id, touched, has_history=True)
+        ledger.forget_attempt(session, job)
+
+    def _quarantine(
+        self, session: Session, job: FileProcessing, refusal: FileRefused, books: Books
+    ) -> None:
+        first = (job.first_error_line, job.first_error_field, job.first_error_message)
+        self._undo(session, job)
+        ledger.quarantine(session, job, refusal, books=books, now=self.clock())
+        alerts.note_refused_file(session, job, self.clock())
+        log.warning(
+            "file_quarantined",
+            path=job.path,
+            member=job.member,
+            reason=refusal.reason,
+            line=refusal.line or first[0],
+            rejected=books.rejected,
+        )
+
+    def _note_failure(self, job_id: uuid.UUID, error: Exception, books: Books) -> None:
+        """Something unforeseen: try again later, and quarantine a file that breaks every time."""
+        told = "".join(traceback.format_exception_only(error)).strip()
+        with self.sessions.begin() as session:
+            job = session.get_one(FileProcessing, job_id)
+            if job.attempts + 1 >= self.terms.attempts:
+                reason = f"it broke {job.attempts + 1} attempts: {told}"
+                self._quarantine(session, job, FileRefused(reason, kind="poison"), books)
+                return
+            pause = self.terms.retry_seconds * 2 ** min(job.attempts, _MOST_ATTEMPTS_SHIFT)
+            ledger.fail(
+                session,
+                job,
+                reason=told,
+                now=self.clock(),
+                retry_after=timedelta(seconds=pause),
+            )
+        log.error("attempt_failed", path=job.path, member=job.member, error=told, exc_info=error)
+
+    def _note_vanished(self, found: Found) -> None:
+        with database_at_work(), self.sessions.begin() as session:
+            for job in ledger.queued_under(session, str(found.root)):
+                if job.path == found.label and not found.path.exists():
+                    self._undo(session, job)
+                    ledger.vanish(session, job, now=self.clock())
+                    log.warning("file_vanished", path=found.label, member=job.member)
+
+    def note_missing(self, root: Path) -> int:
+        """Close the queued jobs of a root whose files were taken away; how many."""
+        missing = 0
+        with database_at_work(), self.sessions.begin() as session:
+            for job in ledger.queued_under(session, str(root)):
+                if not (root / job.path).exists():
+                    self._undo(session, job)
+                    ledger.vanish(session, job, now=self.clock())
+                    log.warning("file_vanished", path=job.path, member=job.member)
+                    missing += 1
+        return missing
+
+    # ── put away ──────────────────────────────────────────────────────────
+
+    def _put_away(
+        self, found: Found, source: Source, job_ids: list[uuid.UUID]
+    ) -> list[FileProcessing]:
+        """Move the source once none of its jobs asks for work any more."""
+        with self.sessions.begin() as session:
+            jobs = [session.get_one(FileProcessing, job_id) for job_id in job_ids]
+        queued = (JobState.PENDING, JobState.PROCESSING, JobState.FAILED)
+        if not self.terms.is_archiving or any(job.status in queued for job in jobs):
+            return jobs
+        if not source.is_unchanged():
+            return jobs
+        refused = [job for job in jobs if job.status == JobState.QUARANTINED]
+        folder = self.terms.quarantine if refused else self.terms.archive
+        target = archive.put_away(found.path, folder, found.relative)
+        if refused:
+            archive.write_reason(target, self._reasons(refused))
+        with self.sessions.begin() as session:
+            ledger.note_archived(session, jobs, label_of(target))
+        return jobs
+
+    def _reasons(self, refused: list[FileProcessing]) -> list[str]:
+        lines = ["ingestd refused this file; nothing of what is named here was stored.", ""]
+        for job in refused[:_REASONS_TOLD]:
+            lines += [
+                f"file:    {job.path}" + (f" / {job.member}" if job.member else ""),
+                f"sha256:  {job.sha256}",
+                f"reason:  {job.first_error_message}",
+            ]
+            if job.first_error_line:
+                lines.append(f"line:    {job.first_error_line}")
+            if job.first_error_field:
+                lines.append(f"field:   {job.first_error_field}")
+            lines.append(f"job:     {job.id}")
+            lines.append("")
+        return [*lines, "Mend the file and drop it again, or ask again with: ingestd retry JOB"]
+
+
+def most_rejects(terms: Terms, rows: int) -> int:
+    """How many of so many non-blank rows may be bad: the greater of a number and a share."""
+    return max(terms.max_reject_rows, int(rows * terms.max_reject_ratio))
+
+
+def _file_ref(job: FileProcessing) -> FileRef:
+    assert job.constituency_id is not None  # noqa: S101 - refused before, where it has none
+    return FileRef(
+        id=job.id,
+        constituency_id=job.constituency_id,
+        is_cumulative=job.is_cumulative,
+        slot=job.slot,
+    )
+
+
+def _hold_constituency(session: Session, constituency_id: uuid.UUID) -> None:
+    """One constituency is loaded by one worker at a time; SQLite has one writer anyhow."""
+    if is_postgresql(session):
+        key = int.from_bytes(constituency_id.bytes[:8], "big", signed=True)
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _refuse_misnamed(session: Session, job: FileProcessing) -> None:
+    twin = ledger.misnamed_twin(session, job)
+    if twin is not None:
+        reason = (
+            f"these bytes are already here as {twin.name} of contract {twin.contract_id}, "
+            f"this name says {job.contract_id}; one of the two names is wrong"
+        )
+        raise FileRefused(reason, kind="misnamed", field="name", value=job.name)
+
+
+def _collision(record: Record) -> Reject:
+    reason = "another transaction id has the same derived key"
+    return Reject(
+        record.line,
+        record.end,
+        "nestedTxId",
+        "collision",
+        record.tx_id,
+        reason,
+        record.tx_id,
+        is_cut=False,
+    )
+
+
+def places_of(found: Found, csv: Csv) -> list[Place]:
+    """What the folders on the way to a CSV tell, outside and inside its ZIP."""
+    steps = [*found.label.split("/")[:-1], *csv.steps] if csv.steps else [found.label]
+    place = place_of("/".join(steps))
+    return [place] if place else []
+
+
+def batched(
+    outcomes: Iterable[Outcome], most_rows: int, most_bytes: int
+) -> Iterator[tuple[list[Outcome], bool]]:
+    """Cut outcomes into batches; the last one says so (an empty file has one empty batch)."""
+    batch: list[Outcome] = []
+    start: int | None = None
+    for outcome in outcomes:
+        if batch and (len(batch) >= most_rows or outcome.end - (start or 0) > most_bytes):
+            yield batch, False
+            batch = []
+            start = None
+        batch.append(outcome)
+        start = outcome.end if start is None else start
+    yield batch, True
+
+
+class database_at_work:  # noqa: N801 - reads as a statement where it is used
+    """Tell a database that is away from a program that is wrong."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        """Translate what means "try the same again later"."""
+        if isinstance(error, IntegrityError):
+            raise LostClaim(str(error.orig)) from error
+        if isinstance(error, DBAPIError) and is_transient(error):
+            raise StorageFault(str(error.orig)) from error
+
+
+_TRANSIENT_STATES = ("08", "40", "53", "55", "57", "58", "25006")
+_TRANSIENT_WORDS = ("locked", "busy", "disk", "unable to open", "readonly", "full", "i/o")
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Say whether a database error is about the database (away, locked, full), not about us."""
+    if error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_TRANSIENT_STATES)
+    words = str(error.orig).lower()
+    is_operational = type(error.orig).__name__ in ("OperationalError", "InterfaceError")
+    is_sqlite = type(error.orig).__module__.startswith("sqlite3")
+    return is_operational and (not is_sqlite or any(word in words for word in _TRANSIENT_WORDS))

@@ -1,0 +1,587 @@
+"""The ledger: the jobs in `file_processing`, and the only code that moves them.
+
+Callers own the session and its commit. Every move is checked twice: against
+the table in `job_state`, and by the database (`UPDATE … WHERE status = old`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from ingestd.errors import FileRefused, LostClaim
+from ingestd.job_state import DELIVERED, QUEUED, JobState, may_move
+from ingestd.models import FileProcessing, Reject, table_of
+from ingestd.pipeline import validate
+from ingestd.pipeline.slot import Slot
+
+_NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
+_MOST_ERROR_CHARACTERS = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One CSV as it was found: where, which bytes, and what its names say."""
+
+    root: str
+    path: str
+    member: str | None
+    name: str
+    stamp: str
+    mtime: datetime
+    sha256: str
+    container_sha256: str | None
+    size: int
+    contract_id: str | None
+    constituency_id: uuid.UUID | None
+    slot: Slot | None
+    evidence: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Books:
+    """Lines of one file, each accounted for exactly once."""
+
+    read: int = 0
+    stored: int = 0
+    known: int = 0
+    rollbacks: int = 0
+    rejected: int = 0
+    blank: int = 0
+
+    @property
+    def balances(self) -> bool:
+        """Whether read = stored + known + rollbacks + rejected + blank."""
+        parts = self.stored + self.known + self.rollbacks + self.rejected + self.blank
+        return self.read == parts
+
+    def as_columns(self) -> dict[str, int]:
+        """Name them as the table does."""
+        return {
+            f"rows_{name}": getattr(self, name)
+            for name in ("read", "stored", "known", "rollbacks", "rejected", "blank")
+        }
+
+    @classmethod
+    def of(cls, job: FileProcessing) -> Books:
+        """Read them from a job."""
+        return cls(
+            read=job.rows_read,
+            stored=job.rows_stored,
+            known=job.rows_known,
+            rollbacks=job.rows_rollbacks,
+            rejected=job.rows_rejected,
+            blank=job.rows_blank,
+        )
+
+
+def owner_name() -> str:
+    """Name this process for a lease: host and pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def job_id(contract_id: str, slot: str | None, sha256: str) -> uuid.UUID:
+    """UUIDv5 of slot and content, so that lineage does not depend on order."""
+    return uuid.uuid5(_NAMES, f"{contract_id}|{slot or '-'}|{sha256}")
+
+
+def _own_id(delivery: Delivery) -> uuid.UUID:
+    """An id for a delivery that is no content of its own: a duplicate, a file without contract."""
+    parts = (delivery.root, delivery.path, delivery.member or "", delivery.stamp, delivery.sha256)
+    return uuid.uuid5(_NAMES, "delivery|" + "|".join(parts))
+
+
+def jobs_at(session: Session, root: str, path: str, stamp: str) -> list[FileProcessing]:
+    """Find the jobs of a file that was recorded as it still stands there."""
+    return list(
+        session.scalars(
+            select(FileProcessing)
+            .where(
+                FileProcessing.path == path,
+                FileProcessing.root == root,
+                FileProcessing.stamp == stamp,
+            )
+            .order_by(FileProcessing.discovered_at, FileProcessing.member)
+        )
+    )
+
+
+def known_stamps(session: Session, root: str, paths: Sequence[str]) -> set[tuple[str, str]]:
+    """Tell which of `paths` are here with which stamp in a final state: (path, stamp) pairs."""
+    rows = session.execute(
+        select(FileProcessing.path, FileProcessing.stamp, FileProcessing.status).where(
+            FileProcessing.root == root, FileProcessing.path.in_(paths)
+        )
+    ).all()
+    open_ones = {(row.path, row.stamp) for row in rows if row.status in QUEUED}
+    return {(row.path, row.stamp) for row in rows} - open_ones
+
+
+def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessing | None:
+    """Write down one CSV; returns its job, or None where its twin is being worked on.
+
+    A content that is here already becomes `duplicate` at once. The bytes of a
+    quarantined or vanished job are tried again under the same job.
+    """
+    if delivery.contract_id is None:
+        return _new_job(session, delivery, now, _own_id(delivery))
+    slot_text = delivery.slot.text if delivery.slot else None
+    key = job_id(delivery.contract_id, slot_text, delivery.sha256)
+    job = session.get(FileProcessing, key, populate_existing=True)
+    original = job if job and job.status in DELIVERED else _same_bytes(session, delivery)
+    if original is not None:
+        return _record_duplicate(session, delivery, original, now)
+    if job is None:
+        return _new_job(session, delivery, now, key)
+    if job.status in QUEUED:
+        if (job.root, job.path, job.member) == (delivery.root, delivery.path, delivery.member):
+            _point_at(session, job, delivery)
+            return job
+        if os.path.exists(os.path.join(job.root, job.path)):  # noqa: PTH110, PTH118 - labels, not paths
+            return None
+        _point_at(session, job, delivery)
+        return job
+    again = {"attempts": 0, "discovered_at": now, "publication": _next_publication(session, job)}
+    move(session, job, JobState.PENDING, **again)
+    _point_at(session, job, delivery)
+    return job
+
+
+def _same_bytes(session: Session, delivery: Delivery) -> FileProcessing | None:
+    """Without a slot in the name, the same bytes in the same constituency are a duplicate."""
+    if delivery.slot is not None:
+        return None
+    return session.scalars(
+        select(FileProcessing)
+        .where(
+            FileProcessing.sha256 == delivery.sha256,
+            FileProcessing.contract_id == delivery.contract_id,
+            FileProcessing.status.in_(DELIVERED),
+        )
+        .order_by(FileProcessing.id)
+    ).first()
+
+
+def misnamed_twin(session: Session, job: FileProcessing) -> FileProcessing | None:
+    """Find a delivered job with the same bytes (not none at all) under another contract."""
+    if job.size == 0:
+        return None
+    return session.scalars(
+        select(FileProcessing)
+        .where(
+            FileProcessing.sha256 == job.sha256,
+            FileProcessing.contract_id != job.contract_id,
+            FileProcessing.status.in_(DELIVERED),
+        )
+        .order_by(FileProcessing.id)
+    ).first()
+
+
+def container_is_known(session: Session, container_sha256: str) -> list[FileProcessing]:
+    """Give the members' jobs of a container whose every member was delivered; else nothing."""
+    jobs = list(
+        session.scalars(
+            select(FileProcessing).where(
+                FileProcessing.container_sha256 == container_sha256,
+                FileProcessing.duplicate_of_id.is_(None),
+            )
+        )
+    )
+    return jobs if all(job.status in DELIVERED for job in jobs) else []
+
+
+def _record_duplicate(
+    session: Session, delivery: Delivery, original: FileProcessing, now: datetime
+) -> FileProcessing:
+    if (original.root, original.path, original.member, original.stamp) == (
+        delivery.root,
+        delivery.path,
+        delivery.member,
+        delivery.stamp,
+    ):
+        return original
+    key = _own_id(delivery)
+    job = session.get(FileProcessing, key)
+    if job is None:
+        job = _new_job(session, delivery, now, key)
+        moved = {"duplicate_of_id": original.id, "constituency_id": original.constituency_id}
+        move(session, job, JobState.DUPLICATE, finished_at=now, **moved)
+    return job
+
+
+def _new_job(session: Session, delivery: Delivery, now: datetime, key: uuid.UUID) -> FileProcessing:
+    job = session.get(FileProcessing, key)
+    if job is not None:
+        return job
+    job = FileProcessing(
+        id=key,
+        **_whereabouts(delivery),
+        name=delivery.name,
+        sha256=delivery.sha256,
+        size=delivery.size,
+        contract_id=delivery.contract_id,
+        constituency_id=delivery.constituency_id,
+        slot=delivery.slot.text if delivery.slot else None,
+        # Without a slot nobody knows what the file covers: never add it up.
+        is_cumulative=delivery.slot is None or delivery.slot.is_cumulative,
+        status=JobState.PENDING,
+        discovered_at=now,
+        touched={},
+    )
+    job.publication = _next_publication(session, job)
+    session.add(job)
+    session.flush()
+    return job
+
+
+def _whereabouts(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "root": delivery.root,
+        "path": delivery.path,
+        "member": delivery.member,
+        "stamp": delivery.stamp,
+        "mtime": delivery.mtime,
+        "container_sha256": delivery.container_sha256,
+        "evidence": delivery.evidence,
+    }
+
+
+def _point_at(session: Session, job: FileProcessing, delivery: Delivery) -> None:
+    session.execute(
+        update(FileProcessing).where(FileProcessing.id == job.id).values(**_whereabouts(delivery))
+    )
+    session.refresh(job)
+
+
+def _next_publication(session: Session, job: FileProcessing) -> int:
+    """Number the publications of a slot by arrival; files without a slot have one each."""
+    if job.slot is None or job.constituency_id is None:
+        return 1
+    latest = session.scalar(
+        select(func.max(FileProcessing.publication)).where(
+            FileProcessing.constituency_id == job.constituency_id,
+            FileProcessing.slot == job.slot,
+            FileProcessing.id != job.id,
+            FileProcessing.duplicate_of_id.is_(None),
+        )
+    )
+    return (latest or 0) + 1
+
+
+def move(session: Session, job: FileProcessing, new: JobState, **values: Any) -> None:
+    """Move a job to a state and set `values` with it.
+
+    Raises:
+        LostClaim: the job is no longer in the state that we saw.
+    """
+    old = JobState(job.status)
+    if not may_move(old, new):
+        message = f"job {job.id} cannot go from {old} to {new}"
+        raise LostClaim(message)
+    result = session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id == job.id, FileProcessing.status == old)
+        .values(status=new, **values)
+        .execution_options(synchronize_session=False)
+    )
+    if result.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE always has a count
+        message = f"job {job.id} was moved from {old} by somebody else"
+        raise LostClaim(message)
+    session.refresh(job)
+
+
+def claim(
+    session: Session, job: FileProcessing, *, owner: str, now: datetime, lease: timedelta
+) -> None:
+    """Take a pending job, or go on with one that is ours already.
+
+    Raises:
+        LostClaim: somebody else has it.
+    """
+    session.refresh(job)
+    if job.status == JobState.FAILED:
+        move(session, job, JobState.PENDING)
+    if job.status == JobState.PROCESSING:
+        if job.owner != owner:
+            message = f"job {job.id} belongs to {job.owner} until {job.lease_until}"
+            raise LostClaim(message)
+        return
+    started = job.started_at or now
+    held = {"owner": owner, "lease_until": now + lease, "started_at": started}
+    move(session, job, JobState.PROCESSING, **held)
+
+
+def advance(
+    session: Session,
+    job: FileProcessing,
+    *,
+    books: Books,
+    checkpoint: tuple[int, int],
+    touched: dict[str, Any],
+    lease_until: datetime,
+) -> None:
+    """Write the books and the checkpoint (byte, line) of a batch that is in this commit."""
+    result = session.execute(
+        update(FileProcessing)
+        .where(
+            FileProcessing.id == job.id,
+            FileProcessing.status == JobState.PROCESSING,
+            FileProcessing.owner == job.owner,
+        )
+        .values(
+            **books.as_columns(),
+            checkpoint_byte=checkpoint[0],
+            checkpoint_line=checkpoint[1],
+            touched=touched,
+            lease_until=lease_until,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    if result.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE always has a count
+        message = f"job {job.id} is no longer ours"
+        raise LostClaim(message)
+
+
+def add_rejects(session: Session, job: FileProcessing, rejects: Sequence[validate.Reject]) -> None:
+    """Set bad rows aside; the first one is also told on the job."""
+    if not rejects:
+        return
+    session.connection().execute(
+        insert(table_of(Reject)),
+        [
+            {
+                "id": uuid.uuid5(job.id, str(reject.line)),
+                "file_id": job.id,
+                "line_number": reject.line,
+                "field": reject.field,
+                "kind": reject.kind,
+                "value": reject.value,
+                "reason": reject.reason,
+                "raw_text": reject.raw_text,
+                "is_cut": reject.is_cut,
+            }
+            for reject in rejects
+        ],
+    )
+    if job.first_error_line is None:
+        job.first_error_line = rejects[0].line
+        job.first_error_field = rejects[0].field
+        job.first_error_message = rejects[0].reason
+        session.flush()
+
+
+def complete(
+    session: Session, job: FileProcessing, *, now: datetime, encoding: str, seconds: float
+) -> None:
+    """Close the books of a job whose last batch is in this commit."""
+    session.refresh(job)
+    rows_a_second = job.rows_read / seconds if seconds > 0 else None
+    done = {
+        "finished_at": now,
+        "encoding": encoding,
+        "throughput": rows_a_second,
+        "owner": None,
+        "lease_until": None,
+        "retry_at": None,
+    }
+    move(session, job, JobState.COMPLETED, **done)
+
+
+def publications_of(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """The delivered publications of a job's slot, oldest first (only itself without a slot)."""
+    if job.slot is None:
+        return [job]
+    return list(
+        session.scalars(
+            select(FileProcessing)
+            .where(
+                FileProcessing.constituency_id == job.constituency_id,
+                FileProcessing.slot == job.slot,
+                FileProcessing.status.in_(DELIVERED),
+            )
+            .order_by(FileProcessing.publication, FileProcessing.id)
+        )
+    )
+
+
+def renumber_as_newest(session: Session, job: FileProcessing) -> None:
+    """Give a publication the number behind all others of its slot."""
+    job.publication = _next_publication(session, job)
+    session.flush()
+
+
+def make_newest_current(session: Session, publications: Sequence[FileProcessing]) -> bool:
+    """Let the newest publication of a slot count and no other; says whether anything changed."""
+    newest = publications[-1]
+    has_changed = False
+    for older, job in zip([None, *publications], publications, strict=False):
+        if older is not None and job.supersedes_id != older.id:
+            job.supersedes_id = older.id
+            session.flush()
+        wanted = JobState.COMPLETED if job is newest else JobState.SUPERSEDED
+        if job.status != wanted:
+            move(session, job, wanted)
+            has_changed = True
+    return has_changed
+
+
+def release(session: Session, job: FileProcessing) -> None:
+    """Hand a job back at its checkpoint; no attempt is burnt."""
+    session.refresh(job)
+    if job.status == JobState.PROCESSING:
+        move(session, job, JobState.PENDING, owner=None, lease_until=None)
+
+
+def release_dead(session: Session, *, now: datetime, owner: str) -> int:
+    """Free the jobs whose owner is gone: the lease is over, or it was a process of this host."""
+    host = owner.rsplit(":", 1)[0]
+    held = session.scalars(
+        select(FileProcessing).where(FileProcessing.status == JobState.PROCESSING)
+    )
+    count = 0
+    for job in held:
+        if job.owner == owner:
+            continue
+        is_over = job.lease_until is None or job.lease_until < now
+        if is_over or _is_dead_neighbour(job.owner or "", host):
+            move(session, job, JobState.PENDING, owner=None, lease_until=None)
+            count += 1
+    return count
+
+
+def _is_dead_neighbour(owner: str, host: str) -> bool:
+    name, _, pid = owner.rpartition(":")
+    if name != host or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def fail(
+    session: Session, job: FileProcessing, *, reason: str, now: datetime, retry_after: timedelta
+) -> None:
+    """Note an attempt that broke on something unforeseen; it is tried again later."""
+    session.refresh(job)
+    if job.status == JobState.PENDING:
+        move(session, job, JobState.PROCESSING)
+    note = {"first_error_message": reason[:_MOST_ERROR_CHARACTERS], "retry_at": now + retry_after}
+    move(session, job, JobState.FAILED, attempts=job.attempts + 1, owner=None, **note)
+
+
+def quarantine(
+    session: Session, job: FileProcessing, refusal: FileRefused, *, books: Books, now: datetime
+) -> None:
+    """Close a job whose file is unfit; its rows were undone, its counts stay as evidence."""
+    session.refresh(job)
+    evidence = {
+        "attempt_counts": books.as_columns() | {"kind": refusal.kind, "value": refusal.value},
+        "first_error_line": refusal.line or job.first_error_line,
+        "first_error_field": refusal.field or job.first_error_field,
+        "first_error_message": refusal.reason[:_MOST_ERROR_CHARACTERS],
+    }
+    cleared = Books().as_columns() | {"checkpoint_byte": 0, "checkpoint_line": 0, "touched": {}}
+    move(session, job, JobState.QUARANTINED, finished_at=now, owner=None, **evidence, **cleared)
+
+
+def forget_attempt(session: Session, job: FileProcessing) -> None:
+    """Reset the books of a job whose rows were undone."""
+    session.execute(delete(Reject).where(Reject.file_id == job.id))
+    session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id == job.id)
+        .values(
+            **Books().as_columns(),
+            checkpoint_byte=0,
+            checkpoint_line=0,
+            touched={},
+            first_error_line=None,
+            first_error_field=None,
+            first_error_message=None,
+        )
+    )
+    session.refresh(job)
+
+
+def ask_again(session: Session, job: FileProcessing, *, now: datetime) -> None:
+    """Put a failed, quarantined or vanished job back into the queue, as a person asks.
+
+    Its file must lie where the job says; `ingestd retry` sees to that.
+
+    Raises:
+        LostClaim: the job is in a state that cannot be asked for again.
+    """
+    session.refresh(job)
+    move(session, job, JobState.PENDING, attempts=0, retry_at=None, discovered_at=now)
+
+
+def vanish(session: Session, job: FileProcessing, *, now: datetime) -> None:
+    """Note that the file of a job was taken away before it was read."""
+    session.refresh(job)
+    move(session, job, JobState.VANISHED, finished_at=now, owner=None, lease_until=None)
+
+
+def note_archived(session: Session, jobs: Iterable[FileProcessing], target: str) -> None:
+    """Note where a file was put after its commit."""
+    session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id.in_([job.id for job in jobs]))
+        .values(archived_to=target)
+    )
+
+
+def queued_under(session: Session, root: str) -> list[FileProcessing]:
+    """List the jobs of a root that still ask for work."""
+    return list(
+        session.scalars(
+            select(FileProcessing).where(
+                FileProcessing.root == root, FileProcessing.status.in_(QUEUED)
+            )
+        )
+    )
+
+
+def is_due(job: FileProcessing, *, now: datetime) -> bool:
+    """Say whether a queued job may be worked on now."""
+    return job.status in QUEUED and (job.retry_at is None or job.retry_at <= now)
+
+
+def quarantined_jobs(session: Session, constituency_id: uuid.UUID | None) -> list[FileProcessing]:
+    """List the quarantined jobs of a constituency (or of none)."""
+    condition = FileProcessing.constituency_id == constituency_id
+    if constituency_id is None:
+        condition = FileProcessing.constituency_id.is_(None)
+    return list(
+        session.scalars(
+            select(FileProcessing)
+            .where(condition, FileProcessing.status == JobState.QUARANTINED)
+            .order_by(FileProcessing.id)
+        )
+    )
+
+
+def interval_jobs(session: Session, constituency_id: uuid.UUID) -> list[FileProcessing]:
+    """List the current interval files of a constituency in slot order."""
+    return list(
+        session.scalars(
+            select(FileProcessing)
+            .where(
+                FileProcessing.constituency_id == constituency_id,
+                FileProcessing.is_cumulative.is_(False),
+                or_(FileProcessing.status == JobState.COMPLETED),
+            )
+            .order_by(FileProcessing.slot)
+        )
+    )

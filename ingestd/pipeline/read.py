@@ -1,0 +1,376 @@
+"""Reading: containers to CSV streams, CSV streams to lines. Nothing is held whole.
+
+A `Source` is one file on disk: a bare CSV, a ZIP, a ZIP of ZIPs. It lists the
+CSVs inside and opens each as a stream; members are never unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, BinaryIO, Self, cast
+
+from ingestd.errors import FileRefused, FileVanished
+
+BLOCK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_NESTED_JOIN = "/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadLimits:
+    """What a hostile file may cost; each limit is a setting."""
+
+    max_line_bytes: int
+    max_member_bytes: int
+    max_ratio: float
+    max_nesting: int
+    max_members: int
+
+
+@dataclass(frozen=True, slots=True)
+class Csv:
+    """One CSV: the way to it inside the container (empty for a bare file) and its sizes."""
+
+    steps: tuple[str, ...]
+    ordinal: int
+
+    @property
+    def member(self) -> str | None:
+        """The way inside the ZIP as one text; None for a bare file."""
+        return _NESTED_JOIN.join(self.steps) or None
+
+
+@dataclass(slots=True)
+class Source:
+    """One file on disk; `stamp` tells whether it is still the same one."""
+
+    path: Path
+    limits: ReadLimits
+    stamp: str
+    mtime_ns: int
+    size: int
+    _open_zips: dict[tuple[str, ...], zipfile.ZipFile] = field(default_factory=dict)
+
+    @property
+    def is_zip(self) -> bool:
+        """Say whether the name claims a ZIP."""
+        return self.path.name.lower().endswith(".zip")
+
+    def csvs(self) -> Iterator[Csv]:
+        """List the CSVs in the order in which they stand in the file.
+
+        Raises:
+            FileRefused: the container cannot be read or passes a limit.
+        """
+        if not self.is_zip:
+            yield Csv((), 0)
+            return
+        with refusing_bad_zips():
+            steps_of_all = list(self._members((), 1))
+        if not steps_of_all:
+            reason = "the ZIP holds no .csv and no .zip"
+            raise FileRefused(reason, kind="empty_container")
+        for ordinal, steps in enumerate(steps_of_all):
+            yield Csv(steps, ordinal)
+
+    def _members(self, steps: tuple[str, ...], depth: int) -> Iterator[tuple[str, ...]]:
+        if depth > self.limits.max_nesting:
+            reason = f"ZIPs are nested deeper than max_nesting = {self.limits.max_nesting}"
+            raise FileRefused(reason, kind="nesting", field="/".join(steps))
+        infos = self._zip(steps).infolist()
+        if len(infos) > self.limits.max_members:
+            reason = f"{len(infos)} members, more than max_members = {self.limits.max_members}"
+            raise FileRefused(reason, kind="members")
+        seen: set[str] = set()
+        for info in sorted(infos, key=lambda info: info.header_offset):
+            lowered = info.filename.lower()
+            if info.is_dir() or not lowered.endswith((".csv", ".zip")) or _is_litter(lowered):
+                continue
+            self._refuse_tricks(info, seen)
+            if lowered.endswith(".csv"):
+                yield (*steps, info.filename)
+            else:
+                yield from self._members((*steps, info.filename), depth + 1)
+
+    def _refuse_tricks(self, info: zipfile.ZipInfo, seen: set[str]) -> None:
+        """Refuse what no exporter writes: links, encryption, twins, bombs by their own word."""
+        reason = kind = ""
+        if info.filename in seen:
+            reason, kind = "two members have the same name", "twin_members"
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            reason, kind = "a member is a symbolic link", "link"
+        elif info.flag_bits & 0x1:
+            reason, kind = "a member is encrypted; unpack it and drop the CSV", "encrypted"
+        elif info.file_size > self.limits.max_member_bytes:
+            reason = f"a member says {info.file_size} bytes, more than max_member_bytes"
+            kind = "member_bytes"
+        if reason:
+            raise FileRefused(reason, kind=kind, field="member", value=info.filename)
+        seen.add(info.filename)
+
+    def _zip(self, steps: tuple[str, ...]) -> zipfile.ZipFile:
+        """Open the ZIP at `steps`; kept open, since its members are read one after another."""
+        if steps not in self._open_zips:
+            if steps:
+                # The member stream is seekable, so an inner ZIP needs no copy.
+                inner = self._zip(steps[:-1]).open(steps[-1])
+                self._open_zips[steps] = zipfile.ZipFile(inner)
+            else:
+                self._open_zips[steps] = zipfile.ZipFile(self.path)
+        return self._open_zips[steps]
+
+    @contextmanager
+    def open(self, csv: Csv) -> Iterator[BinaryIO]:
+        """Open one CSV as a stream of its bytes.
+
+        Raises:
+            FileRefused: the member is damaged or passes a limit.
+            FileVanished: the file is gone.
+        """
+        with self._stream(csv) as stream:
+            yield cast("BinaryIO", stream)
+
+    def _stream(self, csv: Csv) -> BinaryIO | _Guarded:
+        try:
+            if not csv.steps:
+                return cast("BinaryIO", self.path.open("rb", buffering=0))
+            with refusing_bad_zips():
+                archive = self._zip(csv.steps[:-1])
+                packed = archive.getinfo(csv.steps[-1]).compress_size
+                return _Guarded(archive.open(csv.steps[-1]), packed, self.limits)
+        except FileNotFoundError as error:
+            raise FileVanished(str(self.path)) from error
+
+    def close(self) -> None:
+        """Close what reading opened."""
+        for archive in self._open_zips.values():
+            archive.close()
+        self._open_zips.clear()
+
+    def is_unchanged(self) -> bool:
+        """Look again: is this still the file that was found?"""
+        try:
+            return stamp_of(self.path.stat()) == self.stamp
+        except FileNotFoundError as error:
+            raise FileVanished(str(self.path)) from error
+
+
+def _is_litter(name: str) -> bool:
+    """Say whether a member is what archivers leave behind, not data."""
+    return name.startswith("__macosx/") or name.rsplit("/", 1)[-1].startswith("._")
+
+
+class _Guarded:
+    """A member stream that stops a bomb while it unpacks: sizes in headers may lie."""
+
+    # Small members may shrink a lot by right (an hour of equal blanks); a
+    # ratio says something only past this size.
+    _RATIO_FROM_BYTES = 64 << 20
+
+    def __init__(self, member: IO[bytes], packed: int, limits: ReadLimits) -> None:
+        self._member = member
+        self._most = limits.max_member_bytes
+        self._suspicious = max(self._RATIO_FROM_BYTES, int(packed * limits.max_ratio))
+        self._given = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._member.close()
+
+    def read(self, size: int) -> bytes:
+        with refusing_bad_zips():
+            block = self._member.read(size)
+        self._given += len(block)
+        if self._given > min(self._most, self._suspicious):
+            reason = f"the member unpacks to more than {self._given} bytes: past the limits"
+            raise FileRefused(reason, kind="bomb")
+        return block
+
+
+@contextmanager
+def refusing_bad_zips() -> Iterator[None]:
+    """Turn what `zipfile` raises on damaged input into a refusal of the file."""
+    try:
+        yield
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeDecodeError,
+        OverflowError,
+        ValueError,
+    ) as error:
+        reason = f"the ZIP cannot be read: {str(error) or type(error).__name__}"
+        raise FileRefused(reason, kind="bad_zip") from error
+
+
+def open_source(path: Path, limits: ReadLimits) -> Source:
+    """Look at a file on disk without reading it.
+
+    Raises:
+        FileVanished: it is gone.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise FileVanished(str(path)) from error
+    return Source(path, limits, stamp_of(status), status.st_mtime_ns, status.st_size)
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """What tells one state of one file from all others, short of reading it."""
+    return ":".join(
+        str(part)
+        for part in (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+    )
+
+
+def sha256_of(stream: BinaryIO) -> tuple[str, int]:
+    """Hash a stream to its end; hex digest and size in bytes."""
+    digest = hashlib.sha256()
+    size = 0
+    while block := stream.read(BLOCK_BYTES):
+        digest.update(block)
+        size += len(block)
+    return digest.hexdigest(), size
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a CSV as bytes, without its end; `end` is the offset of the next line."""
+
+    line: int
+    end: int
+    raw: bytes
+    is_too_long: bool = False
+
+    @property
+    def is_blank(self) -> bool:
+        """Blank lines are nothing, but they are counted."""
+        return not self.raw.strip()
+
+
+class RowReader:
+    """Splits a stream into rows and hashes every byte on the way.
+
+    Resumes behind a checkpoint: what comes before is hashed, not split.
+    After the last row, `sha256` is the digest of the whole stream and
+    `encoding` says what was found.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, *, max_line_bytes: int, from_byte: int = 0, from_line: int = 0
+    ) -> None:
+        """Read `stream` from its start; rows begin behind `from_byte` and `from_line`."""
+        self._stream = stream
+        self._most = max_line_bytes
+        self._from_byte = from_byte
+        self._line = from_line
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+        self._newline = b"\n"
+        self.encoding = "utf-8"
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was read so far, in hex."""
+        return self._digest.hexdigest()
+
+    @property
+    def bytes_read(self) -> int:
+        """How far the stream was read."""
+        return self._bytes
+
+    def _block(self) -> bytes:
+        block = self._stream.read(BLOCK_BYTES)
+        self._digest.update(block)
+        self._bytes += len(block)
+        return block
+
+    def __iter__(self) -> Iterator[Row]:
+        """Give the rows in order.
+
+        Raises:
+            FileRefused: an encoding that is not UTF-8, told by its first bytes.
+        """
+        first = self._block()
+        self._look_at_start(first)
+        offset, pending = self._skip(first)
+        while True:
+            lines = pending.split(self._newline)
+            pending = lines.pop()
+            for raw in lines:
+                offset += len(raw) + 1
+                yield self._row(offset, raw)
+            if len(pending) > self._most:
+                offset, pending = yield from self._too_long(offset, pending)
+                continue
+            block = self._block()
+            if not block:
+                break
+            pending += block
+        if pending:
+            yield self._row(offset + len(pending), pending)
+
+    def _look_at_start(self, first: bytes) -> None:
+        wide = _WIDE_BOMS.get(first[:2])
+        if wide or b"\x00" in first[:2]:
+            reason = (
+                f"the file is {wide or 'UTF-16'}, not UTF-8; save it as UTF-8 and drop it again"
+            )
+            raise FileRefused(reason, kind="encoding", line=1)
+        if first.startswith(_BOM):
+            self.encoding = "utf-8-sig"
+        if b"\n" not in first and b"\r" in first.rstrip(b"\r"):
+            self._newline = b"\r"
+
+    def _skip(self, first: bytes) -> tuple[int, bytes]:
+        """Go to the checkpoint; at the very start, past the byte order mark."""
+        if not self._from_byte:
+            start = len(_BOM) if first.startswith(_BOM) else 0
+            return start, first[start:]
+        block = first
+        while self._bytes < self._from_byte and block:
+            block = self._block()
+        return self._from_byte, block[len(block) - (self._bytes - self._from_byte) :]
+
+    def _row(self, end: int, raw: bytes) -> Row:
+        self._line += 1
+        if raw.endswith(b"\r"):
+            raw = raw[:-1]
+        return Row(self._line, end, raw, is_too_long=len(raw) > self._most)
+
+    def _too_long(self, offset: int, start: bytes) -> Generator[Row, None, tuple[int, bytes]]:
+        """Pass over a line beyond the limit without holding it; keep its beginning."""
+        kept = start[: self._most]
+        offset += len(start)
+        while block := self._block():
+            head, newline, rest = block.partition(self._newline)
+            offset += len(head) + len(newline)
+            if newline:
+                self._line += 1
+                yield Row(self._line, offset, kept, is_too_long=True)
+                return offset, rest
+        self._line += 1
+        yield Row(self._line, offset, kept, is_too_long=True)
+        return offset, b""

@@ -1,0 +1,392 @@
+"""Rolling up: hours, slots and constituency totals, recounted from `transaction`.
+
+Nothing is ever added up blindly: what a file touched is counted again, so
+late, repeated, rolled back and withdrawn rows come out right in any order.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from ingestd.db import AnyRow, is_postgresql
+from ingestd.models import Constituency, Election, FileProcessing, HourlyStats, table_of
+from ingestd.pipeline.load import (
+    ON_CHAIN,
+    ROLLED_BACK,
+    Touched,
+    chunks,
+    hour_of,
+    insert_missing,
+    start_of,
+    transaction,
+    within,
+)
+from ingestd.pipeline.slot import Place
+
+_NAMES = uuid.UUID("0b5d4bb3-58a0-5b0e-8f0e-5f2b0d1c9a42")
+_COUNTED = {
+    "bulletin": "bulletins_issued",
+    "vote": "votes_cast",
+    "vote_rejected": "votes_rejected",
+    "issue_rejected": "issues_rejected",
+}
+_LISTED = {"list_added": "list_added", "list_removed": "list_removed"}
+_COUNTS = (
+    "bulletins_issued",
+    "votes_cast",
+    "votes_rejected",
+    "issues_rejected",
+    "revotes",
+    "rolled_back",
+    "list_added",
+    "list_removed",
+    "transaction_count",
+)
+_PROTOCOL = ("createContract", "startVoting", "finishVoting", "results")
+hourly = table_of(HourlyStats)
+on_chain = transaction.c.status.in_(ON_CHAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Revote:
+    """The accepted on-chain votes of one sender key, oldest first; more than one of them."""
+
+    sender: str
+    votes: tuple[tuple[datetime, str], ...]
+
+
+def constituency_id_of(contract_id: str) -> uuid.UUID:
+    """UUIDv5 of the contract id."""
+    return uuid.uuid5(_NAMES, f"contract|{contract_id}")
+
+
+def ensure_constituency(session: Session, contract_id: str, places: Iterable[Place]) -> uuid.UUID:
+    """Create a constituency when it is first seen; complete its names when a path tells them.
+
+    Where several paths tell, the smallest in sort order wins.
+    """
+    key = constituency_id_of(contract_id)
+    constituency = session.get(Constituency, key)
+    if constituency is None:
+        insert_missing(session, table_of(Constituency), [{"id": key, "contract_id": contract_id}])
+        constituency = session.get_one(Constituency, key)
+    for place in places:
+        if constituency.named_by is None or place.path < constituency.named_by:
+            _name(session, constituency, place)
+    return key
+
+
+def _name(session: Session, constituency: Constituency, place: Place) -> None:
+    constituency.named_by = place.path
+    constituency.region_code = place.region_code
+    constituency.region_name = place.region_name
+    constituency.name = place.constituency
+    former = constituency.election_id
+    constituency.election_id = None
+    if place.election:
+        key = uuid.uuid5(_NAMES, f"election|{place.election}")
+        if session.get(Election, key) is None:
+            insert_missing(session, table_of(Election), [{"id": key, "name": place.election}])
+        constituency.election_id = key
+    session.flush()
+    if former and former != constituency.election_id:
+        is_used = session.scalar(
+            select(Constituency.id).where(Constituency.election_id == former).limit(1)
+        )
+        if is_used is None:
+            session.execute(delete(Election).where(Election.id == former))
+
+
+def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> list[Revote]:
+    """Recount what was touched; returns the revotes found around the touched hours."""
+    hours, revotes = _revotes_around(session, constituency_id, touched.hours)
+    if hours:
+        counted = _count_hours(session, constituency_id, hours, revotes)
+        _write_hours(session, constituency_id, hours, counted)
+    _count_slots(session, constituency_id, touched.slots)
+    _total(session, constituency_id)
+    return revotes
+
+
+def _revotes_around(
+    session: Session, constituency_id: uuid.UUID, hours: set[int]
+) -> tuple[set[int], list[Revote]]:
+    """Find senders with several votes; their other hours are touched with this one."""
+    groups = _votes_of_repeated_senders(session, constituency_id, hours)
+    further = hours | {hour_of(row.timestamp) for group in groups for row in group}
+    if further != hours:
+        groups = _votes_of_repeated_senders(session, constituency_id, further)
+    revotes = []
+    for group in groups:
+        accepted = [row for row in group if row.status == "accepted" and row.tally == "vote"]
+        votes = tuple(sorted((row.timestamp, row.tx_id) for row in accepted))
+        if len(votes) > 1:
+            revotes.append(Revote(group[0].sender, votes))
+    return further, sorted(revotes, key=lambda revote: revote.sender)
+
+
+def _votes_of_repeated_senders(
+    session: Session, constituency_id: uuid.UUID, hours: set[int]
+) -> list[list[AnyRow]]:
+    """Group the votes (any status) of every sender with a vote in `hours` and more than one."""
+    t = transaction.c
+    in_hours = select(t.voter_key).where(within(constituency_id, hours), t.voter_key.is_not(None))
+    repeated = (
+        select(t.voter_key)
+        .where(t.voter_key.in_(in_hours))
+        .group_by(t.voter_key)
+        .having(func.count() > 1)
+    )
+    rows = session.execute(
+        select(t.sender, t.timestamp, t.tx_id, t.status, t.tally).where(
+            t.voter_key.in_(repeated), t.constituency_id == constituency_id
+        )
+    )
+    groups: dict[str, list[AnyRow]] = {}
+    for row in rows:
+        groups.setdefault(row.sender, []).append(row)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _hour_text(session: Session) -> ColumnElement[str]:
+    """The hour of a transaction as 'YYYY-MM-DD HH' in UTC, in the database's own words."""
+    if is_postgresql(session):
+        return func.to_char(func.timezone("UTC", transaction.c.timestamp), "YYYY-MM-DD HH24")
+    return func.substr(transaction.c.timestamp, 1, 13)
+
+
+def _hour_from(text: str) -> int:
+    return hour_of(datetime.strptime(text, "%Y-%m-%d %H").replace(tzinfo=UTC))
+
+
+def _count_hours(
+    session: Session, constituency_id: uuid.UUID, hours: set[int], revotes: Sequence[Revote]
+) -> dict[int, dict[str, int]]:
+    t = transaction.c
+    hour = _hour_text(session).label("hour")
+    counted: dict[int, dict[str, int]] = {}
+    for row in session.execute(
+        select(hour, t.tally, t.status, func.count().label("number"))
+        .where(within(constituency_id, hours))
+        .group_by(hour, t.tally, t.status)
+    ):
+        counts = counted.setdefault(_hour_from(row.hour), dict.fromkeys(_COUNTS, 0))
+        if row.status in ON_CHAIN:
+            counts["transaction_count"] += row.number
+            if row.tally in _COUNTED:
+                counts[_COUNTED[row.tally]] += row.number
+        elif row.status == ROLLED_BACK:
+            counts["rolled_back"] += row.number
+    for row in session.execute(
+        select(hour, t.tally, func.sum(t.persons).label("persons"))
+        .where(within(constituency_id, hours), t.tally.in_(_LISTED), on_chain)
+        .group_by(hour, t.tally)
+    ):
+        counted[_hour_from(row.hour)][_LISTED[row.tally]] += int(row.persons or 0)
+    for revote in revotes:
+        for moment, _tx_id in revote.votes[1:]:
+            if hour_of(moment) in counted:
+                counted[hour_of(moment)]["revotes"] += 1
+    return {hour: counts for hour, counts in counted.items() if hour in hours}
+
+
+def _write_hours(
+    session: Session,
+    constituency_id: uuid.UUID,
+    hours: set[int],
+    counted: Mapping[int, dict[str, int]],
+) -> None:
+    """Replace the touched hours and carry the cumulative columns on through all later ones."""
+    rows = session.execute(
+        select(hourly).where(hourly.c.constituency_id == constituency_id).order_by(hourly.c.hour)
+    ).all()
+    kept = {hour_of(row.hour): row for row in rows}
+    gone = [kept[hour].id for hour in hours & kept.keys() if hour not in counted]
+    for chunk in chunks(gone):
+        session.execute(delete(hourly).where(hourly.c.id.in_(chunk)))
+    bulletins = votes = 0
+    new: list[dict[str, Any]] = []
+    changed: list[dict[str, Any]] = []
+    for hour in sorted((kept.keys() - hours) | counted.keys()):
+        row = kept.get(hour)
+        counts = counted.get(hour) or {name: getattr(row, name) for name in _COUNTS}
+        bulletins += counts["bulletins_issued"]
+        votes += counts["votes_cast"]
+        values = counts | {
+            "cumulative_bulletins": bulletins,
+            "cumulative_votes": votes,
+            "coverage": 1.0,
+            "bulletin_velocity": float(counts["bulletins_issued"]),
+            "vote_velocity": float(counts["votes_cast"]),
+        }
+        if row is None:
+            key = uuid.uuid5(constituency_id, str(hour))
+            place = {"id": key, "constituency_id": constituency_id, "hour": start_of(hour)}
+            new.append(values | place | {"status": "open"})
+        elif any(getattr(row, name) != value for name, value in values.items()):
+            changed.append(values | {"key": row.id})
+    if new:
+        session.connection().execute(insert(hourly), new)
+    if changed:
+        session.connection().execute(update(hourly).where(hourly.c.id == bindparam("key")), changed)
+
+
+def _count_slots(session: Session, constituency_id: uuid.UUID, slots: set[str]) -> None:
+    """Recount the ballots whose first interval slot is one of `slots`; kept on the job there."""
+    t = transaction.c
+    for slot in sorted(slots):
+        jobs = session.execute(
+            select(FileProcessing.id, FileProcessing.status, FileProcessing.touched).where(
+                FileProcessing.constituency_id == constituency_id,
+                FileProcessing.slot == slot,
+                FileProcessing.is_cumulative.is_(False),
+                FileProcessing.duplicate_of_id.is_(None),
+            )
+        ).all()
+        hours = {hour for job in jobs for hour in (job.touched or {}).get("hours", ())}
+        numbers: dict[str, int] = dict(
+            session.execute(
+                select(t.tally, func.count())
+                .where(
+                    within(constituency_id, hours),
+                    t.slot == slot,
+                    on_chain,
+                    t.tally.in_(("bulletin", "vote")),
+                )
+                .group_by(t.tally)
+            )
+            .tuples()
+            .all()
+        )
+        session.execute(
+            update(FileProcessing)
+            .where(FileProcessing.id.in_([job.id for job in jobs]))
+            .values(slot_bulletins=numbers.get("bulletin", 0), slot_votes=numbers.get("vote", 0))
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _total(session: Session, constituency_id: uuid.UUID) -> None:
+    """Write the totals of a constituency from its hours and its protocol rows."""
+    h = hourly.c
+    sums = session.execute(
+        select(*(func.coalesce(func.sum(h[name]), 0).label(name) for name in _COUNTS)).where(
+            h.constituency_id == constituency_id
+        )
+    ).one()
+    has_roll = bool(sums.list_added or sums.list_removed)
+    registered = int(sums.list_added - sums.list_removed) if has_roll else None
+    bulletins = int(sums.bulletins_issued)
+    session.execute(
+        update(Constituency)
+        .where(Constituency.id == constituency_id)
+        .values(
+            bulletins_issued=bulletins,
+            votes_cast=int(sums.votes_cast),
+            votes_rejected=int(sums.votes_rejected),
+            registered_voters=registered,
+            participation_rate=bulletins / registered if registered and registered > 0 else None,
+            first_activity=_edge(session, constituency_id, transaction.c.timestamp.asc()),
+            last_activity=_edge(session, constituency_id, transaction.c.timestamp.desc()),
+            **_protocol(session, constituency_id, has_ballots=bulletins + sums.votes_cast > 0),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _edge(
+    session: Session, constituency_id: uuid.UUID, order: ColumnElement[Any]
+) -> datetime | None:
+    t = transaction.c
+    return session.scalar(
+        select(t.timestamp)
+        .where(t.constituency_id == constituency_id, on_chain)
+        .order_by(order)
+        .limit(1)
+    )
+
+
+def _protocol(session: Session, constituency_id: uuid.UUID, *, has_ballots: bool) -> dict[str, Any]:
+    """Read what create, start, finish and results say; the later row (ts, id) has the last word."""
+    t = transaction.c
+    facts: dict[str, Any] = {
+        "status": "active" if has_ballots else "inactive",
+        "dimension": None,
+        "voting_start": None,
+        "voting_end": None,
+        "published_results": None,
+        "is_revote_blocked": None,
+    }
+    rows = session.execute(
+        select(t.type, t.timestamp, t.raw_data, t.operation_data)
+        .where(
+            t.constituency_id == constituency_id,
+            t.type.in_(_PROTOCOL),
+            # Told to the planner once more: this is the small partial index.
+            t.type.not_in(("vote", "blindSigIssue")),
+            t.status == "accepted",
+        )
+        .order_by(t.timestamp, t.tx_id)
+    )
+    for row in rows:
+        facts |= _facts_of(row)
+    return facts
+
+
+def _facts_of(row: AnyRow) -> dict[str, Any]:
+    params = {entry["key"]: _plain(entry) for entry in row.raw_data}
+    base = next(
+        (_parsed(_plain(entry)) for entry in row.operation_data if entry["key"] == "VOTING_BASE"),
+        None,
+    )
+    told = params | (base if isinstance(base, dict) else {})
+    facts: dict[str, Any] = {}
+    if row.type == "results":
+        results = _parsed(params.get("results"))
+        facts["published_results"] = results if isinstance(results, list) else None
+        return facts
+    dimension = _parsed(told.get("dimension"))
+    if isinstance(dimension, list):
+        facts["dimension"] = dimension
+    if isinstance(told.get("isRevoteBlocked"), bool):
+        facts["is_revote_blocked"] = told["isRevoteBlocked"]
+    for name, key in (("voting_start", "dateStart"), ("voting_end", "dateEnd")):
+        moment = _moment(told.get(key))
+        if moment:
+            facts[name] = moment
+    if row.type == "startVoting":
+        facts |= {"status": "active"}
+        facts.setdefault("voting_start", row.timestamp)
+    if row.type == "finishVoting":
+        facts |= {"status": "completed"}
+        facts.setdefault("voting_end", row.timestamp)
+    return facts
+
+
+def _plain(entry: Mapping[str, Any]) -> Any:
+    return next((value for key, value in sorted(entry.items()) if key != "key"), None)
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _moment(value: Any) -> datetime | None:
+    """Read 'dd-MM-yyyy HH:mm:ss', which is UTC."""
+    try:
+        return datetime.strptime(str(value), "%d-%m-%Y %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""The tests: each name is a sentence, each claim is checked on real databases."""
