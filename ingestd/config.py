@@ -56,6 +56,8 @@ def _known_database(url: str) -> str:
         return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
         raise ValueError("must start with sqlite:/// or postgresql://")
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise ValueError("must name a file, such as sqlite:///ingestd.db")
     return url
 
 

@@ -344,6 +344,11 @@ class Daemon:
             mode = _mode_of(found.path)
             self._say_once(found, "file_not_readable", error=str(error), mode=mode)
             return False
+        except OSError as error:
+            # One file on a bad sector, or an archive that is full, must not
+            # keep all others waiting; it is tried again at every look.
+            self._say_once(found, "file_not_taken", error=str(error))
+            return False
         if jobs and all(job.status not in ("pending", "processing", "failed") for job in jobs):
             if not self.ingest.terms.is_archiving:
                 self.done[found.relative] = before
@@ -477,11 +482,13 @@ def _loop(
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
     has_begun = False
+    next_visit = 0.0
     try:
         while not should_stop():
             try:
-                if not has_begun or pause.failures:
+                if time.monotonic() >= next_visit:
                     _begin(ingest)
+                    next_visit = time.monotonic() + settings.ingest.lease_seconds
                 daemon.turn()
             except (StorageFault, OSError) as error:
                 stop.wait(pause.after(error))

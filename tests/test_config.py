@@ -153,15 +153,20 @@ def test_paths_in_the_environment_start_at_the_working_folder(
     assert f"sqlite:///{cwd}/b.db" == settings.database.url
 
 
-@pytest.mark.parametrize(
-    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:////srv/a.db", "postgresql+psycopg://h/n"]
-)
+@pytest.mark.parametrize("url", ["sqlite:////srv/a.db", "postgresql+psycopg://h/n"])
 def test_a_url_without_a_relative_file_stays_as_it_is(url: str) -> None:
-    """In memory, absolute or on a server: there is nothing to anchor."""
+    """Absolute or on a server: there is nothing to anchor."""
     assert url == load_settings(database__url=url).database.url
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    """It would be gone with the process, and every connection would see its own."""
+    with pytest.raises(ConfigError, match="must name a file"):
+        load_settings(database__url=url)
 
 
 def test_an_unknown_key_in_the_file_is_refused_with_the_one_meant(file: Path) -> None:

@@ -89,6 +89,9 @@ class FileProcessing(Timestamped, Base):
     __table_args__ = (
         CheckConstraint(f"status NOT IN ('completed', 'superseded') OR {BOOKS}", name="books"),
         Index("ix_file_processing_status", "status", "discovered_at"),  # jobs by state
+        # What arrived and what was finished last: `ingestd jobs`, `ingestd status`.
+        Index("ix_file_processing_discovered_at", "discovered_at"),
+        Index("ix_file_processing_finished_at", "finished_at"),
         Index("ix_file_processing_path", "path"),  # known without reading
         Index("ix_file_processing_sha256", "sha256"),  # known by content
         Index("ix_file_processing_container", "container_sha256"),

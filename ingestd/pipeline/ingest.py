@@ -12,6 +12,7 @@ from __future__ import annotations
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,8 +129,10 @@ class Ingest:
         except FileVanished:
             self._note_vanished(found)
             return []
+        except FileChanged:
+            return []
         except LostClaim as lost:
-            log.info("left_to_another", path=found.label, why=str(lost))
+            log.debug("left_to_another", path=found.label, why=str(lost))
             return []
 
     def _take(self, found: Found) -> list[FileProcessing]:
@@ -158,7 +161,7 @@ class Ingest:
         if not source.is_unchanged():
             raise FileVanished(found.label)
         recorded: list[tuple[Csv | None, uuid.UUID]] = []
-        with self.sessions.begin() as session:
+        with one_recorder(), self.sessions.begin() as session:
             for csv, delivery, places in deliveries:
                 if delivery.contract_id:
                     stats.ensure_constituency(session, delivery.contract_id, places)
@@ -314,9 +317,11 @@ class Ingest:
             with self.sessions.begin() as session:
                 ledger.release(session, session.get_one(FileProcessing, job_id))
             raise
-        except (IngestError, DBAPIError, OSError):
+        except (IngestError, OSError):
             raise
-        except Exception as error:  # noqa: BLE001 - a poison file must not stop the daemon
+        except Exception as error:  # a poison file must not stop the daemon
+            if isinstance(error, DBAPIError) and is_transient(error):
+                raise
             self._note_failure(job_id, error, books)
 
     def ingest_file(self, source: Source, csv: Csv, job: FileProcessing, books: Books) -> None:
@@ -669,6 +674,15 @@ def batched(
     yield batch, True
 
 
+@contextmanager
+def one_recorder() -> Iterator[None]:
+    """Of two processes that record the same file at once, one has it."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise LostClaim(str(error.orig)) from error
+
+
 class database_at_work:  # noqa: N801 - reads as a statement where it is used
     """Tell a database that is away from a program that is wrong."""
 
@@ -677,8 +691,6 @@ class database_at_work:  # noqa: N801 - reads as a statement where it is used
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         """Translate what means "try the same again later"."""
-        if isinstance(error, IntegrityError):
-            raise LostClaim(str(error.orig)) from error
         if isinstance(error, DBAPIError) and is_transient(error):
             raise StorageFault(str(error.orig)) from error
 

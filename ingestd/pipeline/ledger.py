@@ -145,6 +145,9 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
         if (job.root, job.path, job.member) == (delivery.root, delivery.path, delivery.member):
             _point_at(session, job, delivery)
             return job
+        if (job.root, job.path, job.stamp) == (delivery.root, delivery.path, delivery.stamp):
+            # Twins inside one container: the first of them is this very content.
+            return _record_duplicate(session, delivery, job, now)
         if os.path.exists(os.path.join(job.root, job.path)):  # noqa: PTH110, PTH118 - labels, not paths
             return None
         _point_at(session, job, delivery)
@@ -201,12 +204,10 @@ def container_is_known(session: Session, container_sha256: str) -> list[FileProc
 def _record_duplicate(
     session: Session, delivery: Delivery, original: FileProcessing, now: datetime
 ) -> FileProcessing:
-    if (original.root, original.path, original.member, original.stamp) == (
-        delivery.root,
-        delivery.path,
-        delivery.member,
-        delivery.stamp,
-    ):
+    place = (original.root, original.path, original.member)
+    if place == (delivery.root, delivery.path, delivery.member) and not original.archived_to:
+        # The very file, still there: touched, or left by setting, or by a crash.
+        _point_at(session, original, delivery)
         return original
     key = _own_id(delivery)
     job = session.get(FileProcessing, key)

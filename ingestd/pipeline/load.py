@@ -301,10 +301,10 @@ def _rows_here(session: Session, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, An
 
 def _sighted(session: Session, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
     """Find which ids have explicit sightings; one probe says "none" for most files."""
-    keys = sorted(ids)
+    keys = list(ids)
     if not keys:
         return set()
-    in_reach = sighting.c.transaction_id.between(keys[0], keys[-1])
+    in_reach = sighting.c.transaction_id.between(min(keys), max(keys))
     if not session.scalar(select(exists().where(in_reach))):
         return set()
     return {

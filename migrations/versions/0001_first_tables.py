@@ -391,6 +391,8 @@ def create_tables() -> None:
     )
     with op.batch_alter_table("file_processing") as batch_op:
         batch_op.create_index("ix_file_processing_container", ["container_sha256"], unique=False)
+        batch_op.create_index("ix_file_processing_discovered_at", ["discovered_at"], unique=False)
+        batch_op.create_index("ix_file_processing_finished_at", ["finished_at"], unique=False)
         batch_op.create_index("ix_file_processing_path", ["path"], unique=False)
         batch_op.create_index("ix_file_processing_sha256", ["sha256"], unique=False)
         batch_op.create_index("ix_file_processing_slot", ["constituency_id", "slot"], unique=False)

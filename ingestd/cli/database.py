@@ -1,0 +1,67 @@
+"""Databases that are there already, for commands that look and for those of a person's hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine, inspect, make_url
+from sqlalchemy.orm import Session
+
+from ingestd import migrate
+from ingestd.config import ConfigError, redacted_url
+from ingestd.db import make_engine
+
+if TYPE_CHECKING:
+    from ingestd.config import Settings
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[Session]:
+    """A session in which every look sees the same moment.
+
+    Raises ConfigError where there is no database yet, SchemaMismatch for another schema.
+    """
+    with opened(settings, writer=False) as engine:
+        if engine.dialect.name == "postgresql":
+            engine = engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+        with Session(engine) as session, session.begin():
+            yield session
+
+
+@contextmanager
+def opened(settings: Settings, *, writer: bool) -> Iterator[Engine]:
+    """The engine of a database that has our tables; none is made for a command that looks."""
+    database = settings.database
+    if (file := sqlite_file(database.url)) is not None and not file.exists():
+        raise ConfigError(f"{file}: no database yet; `ingestd run` or `ingestd once` makes it")
+    engine = make_engine(
+        database.url,
+        writer=writer,
+        cache_mb=database.sqlite_cache_mb,
+        synchronous=database.sqlite_synchronous,
+        busy_timeout_seconds=database.busy_timeout_seconds,
+    )
+    try:
+        if migrate.current(engine) is None and not inspect(engine).get_table_names():
+            raise ConfigError(
+                f"{redacted_url(database.url)} is empty; `ingestd run` or `ingestd once` fills it"
+            )
+        migrate.ensure_current(engine, database.url)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for any other, and for one in memory."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    if parsed.database == ":memory:" or parsed.database.startswith("file:"):
+        return None
+    return Path(parsed.database)

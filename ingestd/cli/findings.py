@@ -1,0 +1,248 @@
+"""`alerts` and `stats`: what the tables say about the election."""
+
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs; `--help` stays quick
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ingestd.cli.flags import Csv, Flags, Json, Limit, Offset, command
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from ingestd.crud import Page
+    from ingestd.models import Alert, Constituency
+
+_TOTALS = ("registered_voters", "bulletins_issued", "votes_cast", "votes_rejected")
+_HOUR = (
+    "hour",
+    "status",
+    "coverage",
+    "bulletins_issued",
+    "votes_cast",
+    "votes_rejected",
+    "issues_rejected",
+    "revotes",
+    "rolled_back",
+    "list_added",
+    "list_removed",
+    "transaction_count",
+    "cumulative_bulletins",
+    "cumulative_votes",
+)
+_SHORT = {
+    "bulletins_issued": "bulletins",
+    "votes_cast": "votes",
+    "votes_rejected": "votes rejected",
+    "issues_rejected": "issues rejected",
+    "registered_voters": "registered",
+    "transaction_count": "transactions",
+    "cumulative_bulletins": "bulletins so far",
+    "cumulative_votes": "votes so far",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    examples = ("ingestd alerts --severity critical", "ingestd alerts --all --json")
+    command(app, "alerts", examples=examples)(alerts)
+    examples = ("ingestd stats --region 77", "ingestd stats --contract CONTRACT --csv > hours.csv")
+    command(app, "stats", examples=examples)(stats)
+
+
+# Alerts -------------------------------------------------------------------------------------
+
+
+def alerts(  # noqa: PLR0913 - one for each option
+    flags: Flags,
+    *,
+    severity: Annotated[str | None, typer.Option(help="critical, warning or info.")] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Only of this rule, such as history_withdrawn.")
+    ] = None,
+    contract: Annotated[str | None, typer.Option(help="Only of this contract.")] = None,
+    is_all: Annotated[bool, typer.Option("--all", help="Cleared and resolved ones, too.")] = False,
+    limit: Limit = 50,
+    offset: Offset = 0,
+    is_json: Json = False,
+) -> None:
+    """List open alerts, the worst first."""
+    from ingestd import crud
+    from ingestd.cli import screen
+    from ingestd.cli.database import reading
+    from ingestd.config import ConfigError
+    from ingestd.schemas import AlertResponse
+
+    if severity is not None and severity not in crud.SEVERITIES:
+        raise ConfigError(f"--severity {severity}: must be one of {', '.join(crud.SEVERITIES)}")
+    window = crud.Window(offset, limit)
+    with reading(flags.settings()) as session:
+        owner = _the_constituency(session, contract) if contract else None
+        if is_all:
+            asked = {
+                "severity": severity,
+                "type": type_,
+                "constituency_id": owner.id if owner else None,
+            }
+            filters = {name: value for name, value in asked.items() if value is not None}
+            page = crud.alerts.list(session, filters=filters, window=window)
+        else:
+            page = crud.alerts.open(
+                session, severity=severity, type=type_, contract_id=contract, window=window
+            )
+        names = _contracts(session, page)
+        if is_json:
+            items = [
+                {
+                    "contract_id": names.get(alert.constituency_id),
+                    **AlertResponse.model_validate(alert).model_dump(),
+                }
+                for alert in page.items
+            ]
+            screen.print_page(page, items)
+            return
+    if page.items:
+        columns = ("severity", "alert", "what", "contract", "when", "state")
+        rows = [_alert_row(alert, names.get(alert.constituency_id)) for alert in page.items]
+        screen.show(columns if is_all else columns[:-1], rows if is_all else [r[:-1] for r in rows])
+    screen.tell_page(page, what="alerts" if is_all else "open alerts")
+
+
+def _contracts(session: Session, page: Page[Alert]) -> dict[Any, str]:
+    from ingestd import crud
+
+    owners = {alert.constituency_id for alert in page.items if alert.constituency_id}
+    found = (crud.constituencies.get(session, owner) for owner in owners)
+    return {each.id: each.contract_id for each in found if each}
+
+
+def _alert_row(alert: Alert, contract: str | None) -> tuple[Any, ...]:
+    state = "cleared" if alert.cleared_at else alert.status
+    return (alert.severity, alert.type, alert.title, contract or "", alert.detected_at, state)
+
+
+# Stats --------------------------------------------------------------------------------------
+
+
+def stats(
+    flags: Flags,
+    *,
+    contract: Annotated[
+        str | None, typer.Option(help="The hours (UTC) of this constituency.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Only constituencies of this region.")
+    ] = None,
+    is_json: Json = False,
+    is_csv: Csv = False,
+) -> None:
+    """Show the totals of every constituency, or the hours of one."""
+    from ingestd.cli.database import reading
+    from ingestd.config import ConfigError
+
+    if contract and region:
+        raise ConfigError("--contract names one constituency: leave --region out")
+    with reading(flags.settings()) as session:
+        if contract:
+            _show_hours(session, contract, is_json=is_json, is_csv=is_csv)
+        else:
+            _show_totals(session, region, is_json=is_json, is_csv=is_csv)
+
+
+def _show_totals(session: Session, region: str | None, *, is_json: bool, is_csv: bool) -> None:
+    from ingestd.cli import screen
+    from ingestd.schemas import ConstituencyResponse
+
+    found = list(_constituencies(session, region))
+    if is_json:
+        items = [ConstituencyResponse.model_validate(each).model_dump() for each in found]
+        screen.print_json({"constituencies": items, "totals": _sums(found)})
+        return
+    about = ("region_code", "name", "contract_id", "status")
+    columns = (*about, *_TOTALS, "participation_rate")
+    if is_csv:
+        screen.print_csv(columns, ([getattr(each, name) for name in columns] for each in found))
+        return
+    if not found:
+        screen.say("no constituencies")
+        return
+    sums = _sums(found)
+    rows: list[Sequence[Any]] = [
+        (
+            *(getattr(each, name) for name in (*about[:3], *_TOTALS)),
+            _percent(each.participation_rate),
+        )
+        for each in found
+    ]
+    rows.append(("", "all", "", *(sums[name] for name in _TOTALS), ""))
+    heads = ("region", "constituency", "contract", *map(_short, _TOTALS), "turnout")
+    screen.show(heads, rows)
+
+
+def _constituencies(session: Session, region: str | None) -> Iterator[Constituency]:
+    from ingestd import crud
+
+    filters = {"region_code": region} if region else {}
+    offset = 0
+    while True:
+        window = crud.Window(offset, crud.LIMIT_CAP)
+        page = crud.constituencies.list(
+            session, filters=filters, order="region_code", window=window
+        )
+        yield from page.items
+        offset += len(page.items)
+        if offset >= page.total:
+            return
+
+
+def _sums(found: Sequence[Constituency]) -> dict[str, int | None]:
+    """Each total over all; None where no constituency knows it."""
+    sums: dict[str, int | None] = {}
+    for name in _TOTALS:
+        known = [value for each in found if (value := getattr(each, name)) is not None]
+        sums[name] = sum(known) if known else None
+    return sums
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1f} %"
+
+
+def _short(name: str) -> str:
+    return _SHORT.get(name, name.replace("_", " "))
+
+
+def _show_hours(session: Session, contract: str, *, is_json: bool, is_csv: bool) -> None:
+    from ingestd import crud
+    from ingestd.cli import screen
+    from ingestd.schemas import ConstituencyResponse, HourlyStatsResponse
+
+    owner = _the_constituency(session, contract)
+    hours = crud.hours.of_constituency(session, owner.id)
+    if is_json:
+        told = ConstituencyResponse.model_validate(owner).model_dump()
+        items = [HourlyStatsResponse.model_validate(hour).model_dump() for hour in hours]
+        screen.print_json({"constituency": told, "hours": items})
+        return
+    rows = [[getattr(hour, name) for name in _HOUR] for hour in hours]
+    if is_csv:
+        screen.print_csv(_HOUR, rows)
+        return
+    screen.say(f"{owner.region_code or '–'} {owner.name or 'no name'}, {contract}")
+    screen.show(tuple(map(_short, _HOUR)), rows)
+
+
+def _the_constituency(session: Session, contract: str) -> Constituency:
+    from ingestd import crud
+    from ingestd.config import ConfigError
+
+    found = crud.constituencies.by_contract(session, contract)
+    if found is None:
+        raise ConfigError(
+            f"no constituency with the contract {contract}; `ingestd stats` lists them"
+        )
+    return found

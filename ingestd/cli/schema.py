@@ -1,0 +1,127 @@
+"""`db`: the schema of the database."""
+
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs; `--help` stays quick
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingestd.cli.flags import FINDINGS, Flags, command
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    group = typer.Typer(help="The schema of the database.", no_args_is_help=True)
+    command(group, "upgrade", examples="ingestd db upgrade")(upgrade)
+    command(group, "downgrade", examples="ingestd db downgrade 0001 --yes")(downgrade)
+    command(group, "current", examples="ingestd db current")(current)
+    command(group, "check", examples="ingestd db check")(check)
+    app.add_typer(group, name="db")
+
+
+def upgrade(
+    flags: Flags,
+    revision: Annotated[str, typer.Argument(help="How far.")] = "head",
+) -> None:
+    """Bring the schema up to the one of this program; make a backup first."""
+    from ingestd import migrate
+    from ingestd.cli import screen
+
+    url = flags.settings().database.url
+    before = _revision(flags)
+    with _known_revision():
+        migrate.upgrade(url, revision)
+    after = _revision(flags)
+    same = "was already at" if before == after else f"{before or 'empty'} →"
+    screen.say(f"the schema {same} {after}")
+
+
+def downgrade(
+    flags: Flags,
+    revision: Annotated[str, typer.Argument(help="Back to this one; base leaves no table.")],
+    *,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take the schema back to an earlier revision. What only the later one can hold is lost."""
+    from ingestd import migrate
+    from ingestd.cli import screen
+    from ingestd.config import ConfigError
+
+    url = flags.settings().database.url
+    if not is_sure:
+        if not sys.stdin.isatty():
+            raise ConfigError("a downgrade loses data; say --yes to mean it")
+        typer.confirm(f"A downgrade to {revision} loses data. Go on?", abort=True)
+    before = _revision(flags)
+    with _known_revision():
+        migrate.downgrade(url, revision)
+    screen.say(f"the schema {before or 'empty'} → {_revision(flags) or 'empty'}")
+
+
+def current(flags: Flags) -> None:
+    """Tell the schema that is there, and the one of this program. Exit status 1 when they differ."""
+    from ingestd import migrate
+    from ingestd.cli import screen
+
+    found, wanted = _revision(flags), migrate.head()
+    screen.say(f"the schema is {found or 'empty'}, this program needs {wanted}")
+    if found != wanted:
+        raise typer.Exit(FINDINGS)
+
+
+def check(flags: Flags) -> None:
+    """Compare the tables with the models of this program. Exit status 1 when they differ."""
+    from ingestd import migrate
+    from ingestd.cli import screen
+
+    with _engine(flags) as engine:
+        differences = migrate.differences(engine)
+    for line in differences:
+        screen.say(line)
+    if differences:
+        raise typer.Exit(FINDINGS)
+    screen.say("the tables are exactly what the models say", colour_of="ok")
+
+
+def _revision(flags: Flags) -> str | None:
+    from ingestd import migrate
+    from ingestd.cli.database import sqlite_file
+
+    file = sqlite_file(flags.settings().database.url)
+    if file is not None and not file.exists():
+        return None  # looking would make it
+    with _engine(flags) as engine:
+        return migrate.current(engine)
+
+
+@contextmanager
+def _engine(flags: Flags) -> Iterator[Engine]:
+    from ingestd.db import make_engine
+
+    database = flags.settings().database
+    engine = make_engine(database.url, busy_timeout_seconds=database.busy_timeout_seconds)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _known_revision() -> Iterator[None]:
+    """Alembic's complaint about a revision that it does not know is the user's to mend."""
+    from alembic.util import CommandError
+
+    from ingestd.config import ConfigError
+
+    try:
+        yield
+    except CommandError as error:
+        raise ConfigError(str(error)) from error

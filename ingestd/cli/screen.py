@@ -1,0 +1,185 @@
+"""What is shown: tables for people, JSON and CSV for programs.
+
+Everything may hold text from files: on its way to a terminal it is escaped, and it is never
+read as markup.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ingestd.log import escape
+
+if TYPE_CHECKING:
+    from ingestd.crud import Page
+
+Cell = str | int | float | datetime | UUID | Text | None
+
+_WIDTH_ELSEWHERE = 160
+_COLOURS = {
+    **dict.fromkeys(("ok", "completed", "accepted"), "green"),
+    **dict.fromkeys(("warn", "warning", "failed", "vanished", "pending", "waiting"), "yellow"),
+    **dict.fromkeys(("fail", "critical", "quarantined"), "bold red"),
+}
+
+
+def console(*, to_stderr: bool = False) -> Console:
+    """A console for the stream as it is now; where nobody looks, lines are long enough."""
+    width = None
+    if not (sys.stderr if to_stderr else sys.stdout).isatty():
+        width = int(os.environ.get("COLUMNS") or _WIDTH_ELSEWHERE)
+    return Console(stderr=to_stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(line: str = "", *, colour_of: str | None = None) -> None:
+    """One line for a person, not cut and not wrapped."""
+    text = Text(escape(line), style=_COLOURS.get(colour_of or "", ""))
+    console().print(text, soft_wrap=True)
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
+) -> Table:
+    """A table of safe texts; numbers stand to the right."""
+    drawn = Table(title=title and Text(escape(title), style="bold"), title_justify="left", box=None)
+    cells = [list(row) for row in rows]
+    for at, name in enumerate(columns):
+        is_number = any(isinstance(row[at], int | float) for row in cells)
+        drawn.add_column(
+            Text(name, style="dim"), justify="right" if is_number else "left", overflow="fold"
+        )
+    for row in cells:
+        drawn.add_row(*map(shown, row))
+    return drawn
+
+
+def show(
+    columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
+) -> None:
+    """Print a table."""
+    console().print(table(columns, rows, title=title))
+
+
+def shown(value: Cell) -> Text:
+    """A value as a person reads it; text is escaped."""
+    match value:
+        case Text():
+            return value
+        case None:
+            return Text("–", style="dim")
+        case bool():
+            return Text("yes" if value else "no")
+        case int():
+            return Text(number(value))
+        case float():
+            return Text(f"{value:.3g}")
+        case datetime():
+            return Text(moment(value))
+        case _:
+            text = str(value)
+            return Text(escape(text), style=_COLOURS.get(text, ""))
+
+
+def number(value: int) -> str:
+    """1 234 567."""
+    return f"{value:,}".replace(",", " ")
+
+
+def amount(value: int, what: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number(value)} {what}{'' if value == 1 else 's'}"
+
+
+def size(value: float) -> str:
+    """1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:  # noqa: PLR2004 - SI
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def moment(value: datetime) -> str:
+    """2024-09-06 12:00:05Z."""
+    return f"{value:%Y-%m-%d %H:%M:%S}Z"
+
+
+def cut(text: str | None, most: int) -> str | None:
+    """At most so many characters of a text that may have millions."""
+    return text if text is None or len(text) <= most else f"{text[: most - 1]}…"
+
+
+def tell_page(page: Page[Any], *, what: str) -> None:
+    """`showing 1–50 of 1 234 jobs, --offset 50 for more`."""
+    if not page.items:
+        beyond = f" from {number(page.offset)} on" if page.offset and page.total else ""
+        say(f"no {what}{beyond}" + (f" (of {number(page.total)})" if beyond else ""))
+        return
+    last = page.offset + len(page.items)
+    more = f", --offset {last} for more" if last < page.total else ""
+    say(f"showing {number(page.offset + 1)}–{number(last)} of {number(page.total)} {what}{more}")
+
+
+def print_json(value: object) -> None:
+    """JSON without colours; what a terminal might obey is written as an escape of JSON's own."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=_as_json)
+    # Only strings can hold such characters, and line ends are ours.
+    safe = "".join(
+        char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text
+    )
+    print(safe)  # noqa: T201 - the answer
+
+
+def _as_json(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case UUID() | Path():
+            return str(value)
+        case Mapping():
+            return dict(value)
+        case set() | frozenset():
+            return sorted(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def print_page(page: Page[Any], items: Sequence[object]) -> None:
+    """A page as JSON."""
+    whole = {"total": page.total, "offset": page.offset, "limit": page.limit, "items": items}
+    print_json(whole)
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """CSV with one line for each row; a text that a spreadsheet would run gets an apostrophe."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_csv_cell(value) for value in row])
+
+
+def _csv_cell(value: Cell) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case str() if value.startswith(("=", "+", "-", "@", "\t", "\r")):
+            return escape(f"'{value}")
+        case str():
+            return escape(value)
+        case Text():
+            return value.plain
+    return value
