@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _REASON_SUFFIX = ".reason.txt"
+_MOST_NAME_BYTES = 255
 
 
 def put_away(path: Path, folder: Path, relative: Path) -> Path:
@@ -34,7 +35,7 @@ def put_away(path: Path, folder: Path, relative: Path) -> Path:
 
 def _copy_over(path: Path, target: Path) -> None:
     """Copy to another file system; the source goes only when the copy is safe on disk."""
-    partial = target.with_name(f".{target.name[:200]}.part")
+    partial = _beside(target, f".{target.name}", ".part")
     try:
         with path.open("rb") as source, partial.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
@@ -63,16 +64,24 @@ def free_name(target: Path) -> Path:
         return target
     number = 2
     while True:
-        candidate = target.with_name(f"{target.stem} ({number}){target.suffix}")
+        candidate = _beside(target, target.stem, f" ({number}){target.suffix}")
         if not os.path.lexists(candidate):
             return candidate
         number += 1
 
 
+def _beside(target: Path, stem: str, tail: str) -> Path:
+    """Name a file beside `target`; a stem that leaves no room for the tail is cut."""
+    room = _MOST_NAME_BYTES - len(os.fsencode(tail))
+    if len(os.fsencode(stem)) > room:
+        stem = os.fsencode(stem)[:room].decode(errors="ignore")
+    return target.with_name(stem + tail)
+
+
 def write_reason(target: Path, lines: Sequence[str]) -> Path:
     """Write beside a quarantined file why it was refused and what to do about it."""
-    reason = free_name(target.with_name(target.name[:200] + _REASON_SUFFIX))
-    partial = reason.with_name(f".{reason.name}.part")
+    reason = free_name(_beside(target, target.name, _REASON_SUFFIX))
+    partial = _beside(reason, f".{reason.name}", ".part")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.rename(reason)
     return reason

@@ -196,12 +196,15 @@ class Ingest:
             with self.sessions.begin() as session:
                 known = ledger.container_is_known(session, container_sha256)
             if known:
-                return [(None, self._again(found, source, job), []) for job in known]
+                return [
+                    (None, self._again(found, source, job), places_of(found, job.member))
+                    for job in known
+                ]
         csvs = list(source.csvs())
         deliveries: list[tuple[Csv | None, Delivery, list[Place]]] = []
         for csv in csvs:
             delivery = self._deliver(found, source, csv, container_sha256, alone=len(csvs) == 1)
-            deliveries.append((csv, delivery, places_of(found, csv)))
+            deliveries.append((csv, delivery, places_of(found, csv.member)))
         return deliveries
 
     def _deliver(
@@ -559,7 +562,7 @@ class Ingest:
         missing = 0
         with database_at_work(), self.sessions.begin() as session:
             for job in ledger.queued_under(session, str(root)):
-                if not (root / job.path).exists():
+                if not ledger.is_there(job):
                     self._undo(session, job)
                     ledger.vanish(session, job, now=self.clock())
                     log.warning("file_vanished", path=job.path, member=job.member)
@@ -651,9 +654,9 @@ def _collision(record: Record) -> Reject:
     )
 
 
-def places_of(found: Found, csv: Csv) -> list[Place]:
+def places_of(found: Found, member: str | None) -> list[Place]:
     """What the folders on the way to a CSV tell, outside and inside its ZIP."""
-    steps = [*found.label.split("/")[:-1], *csv.steps] if csv.steps else [found.label]
+    steps = [*found.label.split("/")[:-1], member] if member else [found.label]
     place = place_of("/".join(steps))
     return [place] if place else []
 

@@ -7,11 +7,13 @@ the table in `job_state`, and by the database (`UPDATE … WHERE status = old`).
 from __future__ import annotations
 
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, func, insert, or_, select, update
@@ -25,6 +27,7 @@ from ingestd.pipeline.slot import Slot
 
 _NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
 _MOST_ERROR_CHARACTERS = 2_000
+_SPELT_OUT = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,10 @@ def _own_id(delivery: Delivery) -> uuid.UUID:
 
 
 def jobs_at(session: Session, root: str, path: str, stamp: str) -> list[FileProcessing]:
-    """Find the jobs of a file that was recorded as it still stands there."""
+    """Find the jobs of a file that was recorded as it still stands there.
+
+    A vanished job is none of them: its file is back and was never read.
+    """
     return list(
         session.scalars(
             select(FileProcessing)
@@ -108,6 +114,7 @@ def jobs_at(session: Session, root: str, path: str, stamp: str) -> list[FileProc
                 FileProcessing.path == path,
                 FileProcessing.root == root,
                 FileProcessing.stamp == stamp,
+                FileProcessing.status != JobState.VANISHED,
             )
             .order_by(FileProcessing.discovered_at, FileProcessing.member)
         )
@@ -148,7 +155,7 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
         if (job.root, job.path, job.stamp) == (delivery.root, delivery.path, delivery.stamp):
             # Twins inside one container: the first of them is this very content.
             return _record_duplicate(session, delivery, job, now)
-        if os.path.exists(os.path.join(job.root, job.path)):  # noqa: PTH110, PTH118 - labels, not paths
+        if is_there(job):
             return None
         _point_at(session, job, delivery)
         return job
@@ -475,18 +482,25 @@ def fail(
     session: Session, job: FileProcessing, *, reason: str, now: datetime, retry_after: timedelta
 ) -> None:
     """Note an attempt that broke on something unforeseen; it is tried again later."""
-    session.refresh(job)
+    _begin_again(session, job)
     if job.status == JobState.PENDING:
         move(session, job, JobState.PROCESSING)
     note = {"first_error_message": reason[:_MOST_ERROR_CHARACTERS], "retry_at": now + retry_after}
     move(session, job, JobState.FAILED, attempts=job.attempts + 1, owner=None, **note)
 
 
+def _begin_again(session: Session, job: FileProcessing) -> None:
+    """The commit that took a failed job up again may be lost with the attempt: take it up here."""
+    session.refresh(job)
+    if job.status == JobState.FAILED:
+        move(session, job, JobState.PENDING)
+
+
 def quarantine(
     session: Session, job: FileProcessing, refusal: FileRefused, *, books: Books, now: datetime
 ) -> None:
     """Close a job whose file is unfit; its rows were undone, its counts stay as evidence."""
-    session.refresh(job)
+    _begin_again(session, job)
     evidence = {
         "attempt_counts": books.as_columns() | {"kind": refusal.kind, "value": refusal.value},
         "first_error_line": refusal.line or job.first_error_line,
@@ -551,6 +565,17 @@ def queued_under(session: Session, root: str) -> list[FileProcessing]:
                 FileProcessing.root == root, FileProcessing.status.in_(QUEUED)
             )
         )
+    )
+
+
+def is_there(job: FileProcessing) -> bool:
+    """Look whether the file of a job lies where it was found.
+
+    `path` is a label: a byte that is not UTF-8 stands there spelt out, as `\\xe9`.
+    """
+    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), job.path.encode())
+    return any(
+        Path(job.root, os.fsdecode(label)).exists() for label in (job.path.encode(), meant)
     )
 
 
