@@ -34,7 +34,7 @@ from ingestd.pipeline.load import (
     transaction,
 )
 from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
-from ingestd.pipeline.stats import Revote
+from ingestd.pipeline.stats import Revote, revotes_around
 from ingestd.pipeline.validate import OPERATIONS, constituency_prefix
 
 _NAMES = uuid.UUID("2b0f8d1c-93f1-5c36-8c55-6a3f0a4f1c07")
@@ -62,6 +62,10 @@ def evaluate(
         )
     ).all()
     totals = _totals(session, constituency_id)
+    outdated = _outdated_revotes(open_alerts, totals)
+    if outdated:
+        touched = Touched(touched.hours | outdated)
+        _, revotes = revotes_around(session, constituency_id, touched.hours)
     settle = _Settlement(session, constituency_id, now)
     settle("votes_exceed_bulletins", _votes_exceed(session, constituency_id, totals))
     settle("turnout_over_registered", rules.turnout_over_registered(totals))
@@ -74,7 +78,7 @@ def evaluate(
         settle("transaction_rewritten", _rewritten(session, constituency_id))
         settle("history_withdrawn", _withdrawn(session, constituency_id))
         settle("slot_republished", _republished(session, constituency_id))
-    _unknown_operations(session, constituency_id, now)
+    _unknown_operations(session, constituency_id, now, has_history=has_history)
 
 
 class _Settlement:
@@ -225,11 +229,25 @@ def _senders_in_doubt(
     """Name the senders whose alert must be looked at again: one of their votes was touched."""
     found = {revote.sender for revote in revotes}
     for row in open_alerts:
-        if row.type == "duplicate_vote_key":
-            moments = [datetime.fromisoformat(vote["timestamp"]) for vote in row.details["votes"]]
-            if touched.hours & {hour_of(moment) for moment in moments}:
-                found.add(row.subject)
+        if row.type == "duplicate_vote_key" and touched.hours & _hours_of_votes(row):
+            found.add(row.subject)
     return found
+
+
+def _outdated_revotes(open_alerts: Sequence[AnyRow], totals: Totals) -> set[int]:
+    """Hours of the revotes that were judged before it was known whether revotes are allowed."""
+    return {
+        hour
+        for row in open_alerts
+        if row.type == "duplicate_vote_key"
+        and row.details["is_revote_blocked"] is not totals.is_revote_blocked
+        for hour in _hours_of_votes(row)
+    }
+
+
+def _hours_of_votes(alert: AnyRow) -> set[int]:
+    moments = [datetime.fromisoformat(vote["timestamp"]) for vote in alert.details["votes"]]
+    return {hour_of(moment) for moment in moments}
 
 
 def _rewritten(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
@@ -442,13 +460,26 @@ def _changed(session: Session, older: uuid.UUID, newer: uuid.UUID) -> list[uuid.
     return changed
 
 
-def _unknown_operations(session: Session, constituency_id: uuid.UUID, now: datetime) -> None:
+def _unknown_operations(
+    session: Session, constituency_id: uuid.UUID, now: datetime, *, has_history: bool
+) -> None:
     t = transaction.c
-    found = session.scalars(
-        select(t.type)
-        .where(t.constituency_id == constituency_id, _NOT_BALLOTS, t.type.not_in(OPERATIONS))
-        .distinct()
-    ).all()
+    found = set(
+        session.scalars(
+            select(t.type)
+            .where(t.constituency_id == constituency_id, _NOT_BALLOTS, t.type.not_in(OPERATIONS))
+            .distinct()
+        )
+    )
+    if has_history:
+        # The one that raised it may show another content by now.
+        found.update(
+            session.scalars(
+                select(Alert.subject).where(
+                    Alert.type == "unknown_operation", Alert.cleared_at.is_(None)
+                )
+            )
+        )
     if not found:
         return
     # The alert is about all constituencies: one worker counts at a time.

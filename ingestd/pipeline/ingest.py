@@ -13,7 +13,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from ingestd.errors import (
 )
 from ingestd.job_state import JobState
 from ingestd.models import FileProcessing
+from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
 from ingestd.pipeline.ledger import Books, Delivery
 from ingestd.pipeline.load import FileRef, Touched, load_batch, recompute_file, undo_file
@@ -79,6 +80,15 @@ class Terms:
     is_archiving: bool
     archive: Path
     quarantine: Path
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one go at a job has come to; in the ledger as far as it is committed."""
+
+    books: Books
+    touched: Touched
+    first_rejects: list[Reject] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +300,7 @@ class Ingest:
         with self.sessions.begin() as session:
             job = ledger.record(session, delivery, self.clock())
             assert job is not None  # noqa: S101 - a delivery without contract always has a job
-            self._quarantine(session, job, refusal, Books())
+            self._quarantine(session, job, refusal, Attempt(Books(), Touched()))
         return job.id
 
     # ── ingest ────────────────────────────────────────────────────────────
@@ -303,13 +313,13 @@ class Ingest:
             return
         if csv is None:
             raise FileVanished(found.label)
-        books = Books.of(job)
+        attempt = Attempt(Books.of(job), Touched.from_json(job.touched))
         try:
-            self.ingest_file(source, csv, job, books)
+            self.ingest_file(source, csv, job, attempt)
         except FileRefused as refusal:
             with self.sessions.begin() as session:
                 job = session.get_one(FileProcessing, job_id)
-                self._quarantine(session, job, refusal, books)
+                self._quarantine(session, job, refusal, attempt)
         except (FileChanged, FileVanished):
             with self.sessions.begin() as session:
                 self._undo(session, session.get_one(FileProcessing, job_id))
@@ -325,9 +335,9 @@ class Ingest:
         except Exception as error:  # a poison file must not stop the daemon
             if isinstance(error, DBAPIError) and is_transient(error):
                 raise
-            self._note_failure(job_id, error, books)
+            self._note_failure(job_id, error, attempt)
 
-    def ingest_file(self, source: Source, csv: Csv, job: FileProcessing, books: Books) -> None:
+    def ingest_file(self, source: Source, csv: Csv, job: FileProcessing, attempt: Attempt) -> None:
         """Stream one CSV into the tables, from its checkpoint to its end.
 
         Raises:
@@ -343,7 +353,6 @@ class Ingest:
             max_entries=self.terms.max_entries,
             raw_text_bytes=self.terms.raw_text_bytes,
         )
-        touched = Touched.from_json(job.touched)
         with source.open(csv) as stream:
             rows = RowReader(
                 stream,
@@ -356,18 +365,18 @@ class Ingest:
                 if self.should_stop() and not is_last:
                     raise StopRequested
                 with self.sessions.begin() as session:
-                    self._store(session, job.id, file, batch, books, touched)
+                    self._store(session, job.id, file, batch, attempt)
                     if is_last:
                         self._refuse_changed(source, rows, job)
-                        self._refuse_too_many_rejects(books)
+                        self._refuse_too_many_rejects(attempt.books)
                         seconds = (self.clock() - started).total_seconds()
-                        self._finish(session, job.id, books, touched, rows.encoding, seconds)
+                        self._finish(session, job.id, attempt, rows.encoding, seconds)
                 self.on_progress(job.path, rows.bytes_read, job.size)
         log.info(
             "file_ingested",
             path=job.path,
             member=job.member,
-            **{name: number for name, number in asdict(books).items() if number},
+            **{name: number for name, number in asdict(attempt.books).items() if number},
             seconds=round((self.clock() - started).total_seconds(), 3),
         )
 
@@ -386,8 +395,7 @@ class Ingest:
         job_id: uuid.UUID,
         file: FileRef,
         batch: list[Outcome],
-        books: Books,
-        touched: Touched,
+        attempt: Attempt,
     ) -> None:
         """Put one batch, its rejects and the checkpoint behind it into the session's commit."""
         now = self.clock()
@@ -402,13 +410,15 @@ class Ingest:
         loaded = load_batch(session, file, records)
         rejects += [_collision(record) for record in loaded.collisions]
         ledger.add_rejects(session, job, rejects)
+        attempt.first_rejects += rejects[: _REASONS_TOLD - len(attempt.first_rejects)]
+        books = attempt.books
         books.read += len(batch)
         books.stored += loaded.stored
         books.known += loaded.known
         books.rollbacks += loaded.rollbacks
         books.rejected += len(rejects)
         books.blank += sum(isinstance(outcome, Blank) for outcome in batch)
-        touched.update(loaded.touched)
+        attempt.touched.update(loaded.touched)
         checkpoint = (job.checkpoint_byte, job.checkpoint_line)
         if batch:
             checkpoint = (batch[-1].end, batch[-1].line)
@@ -417,7 +427,7 @@ class Ingest:
             job,
             books=books,
             checkpoint=checkpoint,
-            touched=touched.as_json(),
+            touched=attempt.touched.as_json(),
             lease_until=now + lease,
         )
 
@@ -440,13 +450,13 @@ class Ingest:
         self,
         session: Session,
         job_id: uuid.UUID,
-        books: Books,
-        touched: Touched,
+        attempt: Attempt,
         encoding: str,
         seconds: float,
     ) -> None:
         """Close the job: publications, hours, totals and alerts in the commit of its last batch."""
         now = self.clock()
+        books, touched = attempt.books, attempt.touched
         job = session.get_one(FileProcessing, job_id)
         ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
         publications = ledger.publications_of(session, job)
@@ -515,29 +525,35 @@ class Ingest:
         ledger.forget_attempt(session, job)
 
     def _quarantine(
-        self, session: Session, job: FileProcessing, refusal: FileRefused, books: Books
+        self, session: Session, job: FileProcessing, refusal: FileRefused, attempt: Attempt
     ) -> None:
-        first = (job.first_error_line, job.first_error_field, job.first_error_message)
+        """Undo a job and close it; the first bad rows stay on it as evidence."""
+        earlier = ledger.first_rejects(session, job, _REASONS_TOLD)
+        firsts: list[Reject | StoredReject] = [*earlier, *attempt.first_rejects]
+        told = [_told(reject) for reject in firsts[:_REASONS_TOLD]]
         self._undo(session, job)
-        ledger.quarantine(session, job, refusal, books=books, now=self.clock())
+        ledger.quarantine(
+            session, job, refusal, books=attempt.books, rejects=told, now=self.clock()
+        )
         alerts.note_refused_file(session, job, self.clock())
         log.warning(
             "file_quarantined",
             path=job.path,
             member=job.member,
             reason=refusal.reason,
-            line=refusal.line or first[0],
-            rejected=books.rejected,
+            line=job.first_error_line,
+            field=job.first_error_field,
+            rejected=attempt.books.rejected,
         )
 
-    def _note_failure(self, job_id: uuid.UUID, error: Exception, books: Books) -> None:
+    def _note_failure(self, job_id: uuid.UUID, error: Exception, attempt: Attempt) -> None:
         """Something unforeseen: try again later, and quarantine a file that breaks every time."""
         told = "".join(traceback.format_exception_only(error)).strip()
         with self.sessions.begin() as session:
             job = session.get_one(FileProcessing, job_id)
             if job.attempts + 1 >= self.terms.attempts:
                 reason = f"it broke {job.attempts + 1} attempts: {told}"
-                self._quarantine(session, job, FileRefused(reason, kind="poison"), books)
+                self._quarantine(session, job, FileRefused(reason, kind="poison"), attempt)
                 return
             pause = self.terms.retry_seconds * 2 ** min(job.attempts, _MOST_ATTEMPTS_SHIFT)
             ledger.fail(
@@ -599,11 +615,12 @@ class Ingest:
                 f"sha256:  {job.sha256}",
                 f"reason:  {job.first_error_message}",
             ]
-            if job.first_error_line:
-                lines.append(f"line:    {job.first_error_line}")
-            if job.first_error_field:
-                lines.append(f"field:   {job.first_error_field}")
             lines.append(f"job:     {job.id}")
+            for told in (job.attempt_counts or {}).get("rejects", ()):
+                lines.append(
+                    f"line {told['line']}, {told['field'] or 'row'}: {told['reason']}"
+                    + (f" ({told['value']})" if told["value"] else "")
+                )
             lines.append("")
         return [*lines, "Mend the file and drop it again, or ask again with: ingestd retry JOB"]
 
@@ -638,6 +655,17 @@ def _refuse_misnamed(session: Session, job: FileProcessing) -> None:
             f"this name says {job.contract_id}; one of the two names is wrong"
         )
         raise FileRefused(reason, kind="misnamed", field="name", value=job.name)
+
+
+def _told(reject: Reject | StoredReject) -> dict[str, str | int | None]:
+    line = reject.line if isinstance(reject, Reject) else reject.line_number
+    return {
+        "line": line,
+        "field": reject.field,
+        "kind": reject.kind,
+        "value": reject.value,
+        "reason": reject.reason,
+    }
 
 
 def _collision(record: Record) -> Reject:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from ingestd.errors import FileRefused, LostClaim
@@ -128,7 +128,8 @@ def known_stamps(session: Session, root: str, paths: Sequence[str]) -> set[tuple
             FileProcessing.root == root, FileProcessing.path.in_(paths)
         )
     ).all()
-    open_ones = {(row.path, row.stamp) for row in rows if row.status in QUEUED}
+    unread = QUEUED | {JobState.VANISHED}
+    open_ones = {(row.path, row.stamp) for row in rows if row.status in unread}
     return {(row.path, row.stamp) for row in rows} - open_ones
 
 
@@ -496,15 +497,33 @@ def _begin_again(session: Session, job: FileProcessing) -> None:
         move(session, job, JobState.PENDING)
 
 
+def first_rejects(session: Session, job: FileProcessing, most: int) -> list[Reject]:
+    """Give the first bad rows of a job, in order."""
+    return list(
+        session.scalars(
+            select(Reject).where(Reject.file_id == job.id).order_by(Reject.line_number).limit(most)
+        )
+    )
+
+
 def quarantine(
-    session: Session, job: FileProcessing, refusal: FileRefused, *, books: Books, now: datetime
+    session: Session,
+    job: FileProcessing,
+    refusal: FileRefused,
+    *,
+    books: Books,
+    rejects: Sequence[dict[str, Any]],
+    now: datetime,
 ) -> None:
     """Close a job whose file is unfit; its rows were undone, its counts stay as evidence."""
     _begin_again(session, job)
+    first = rejects[0] if rejects else {"line": None, "field": None}
+    counts: dict[str, Any] = dict(books.as_columns())
     evidence = {
-        "attempt_counts": books.as_columns() | {"kind": refusal.kind, "value": refusal.value},
-        "first_error_line": refusal.line or job.first_error_line,
-        "first_error_field": refusal.field or job.first_error_field,
+        "attempt_counts": counts
+        | {"kind": refusal.kind, "value": refusal.value, "rejects": list(rejects)},
+        "first_error_line": refusal.line or first["line"],
+        "first_error_field": refusal.field or first["field"],
         "first_error_message": refusal.reason[:_MOST_ERROR_CHARACTERS],
     }
     cleared = Books().as_columns() | {"checkpoint_byte": 0, "checkpoint_line": 0, "touched": {}}
@@ -574,40 +593,9 @@ def is_there(job: FileProcessing) -> bool:
     `path` is a label: a byte that is not UTF-8 stands there spelt out, as `\\xe9`.
     """
     meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), job.path.encode())
-    return any(
-        Path(job.root, os.fsdecode(label)).exists() for label in (job.path.encode(), meant)
-    )
+    return any(Path(job.root, os.fsdecode(label)).exists() for label in (job.path.encode(), meant))
 
 
 def is_due(job: FileProcessing, *, now: datetime) -> bool:
     """Say whether a queued job may be worked on now."""
     return job.status in QUEUED and (job.retry_at is None or job.retry_at <= now)
-
-
-def quarantined_jobs(session: Session, constituency_id: uuid.UUID | None) -> list[FileProcessing]:
-    """List the quarantined jobs of a constituency (or of none)."""
-    condition = FileProcessing.constituency_id == constituency_id
-    if constituency_id is None:
-        condition = FileProcessing.constituency_id.is_(None)
-    return list(
-        session.scalars(
-            select(FileProcessing)
-            .where(condition, FileProcessing.status == JobState.QUARANTINED)
-            .order_by(FileProcessing.id)
-        )
-    )
-
-
-def interval_jobs(session: Session, constituency_id: uuid.UUID) -> list[FileProcessing]:
-    """List the current interval files of a constituency in slot order."""
-    return list(
-        session.scalars(
-            select(FileProcessing)
-            .where(
-                FileProcessing.constituency_id == constituency_id,
-                FileProcessing.is_cumulative.is_(False),
-                or_(FileProcessing.status == JobState.COMPLETED),
-            )
-            .order_by(FileProcessing.slot)
-        )
-    )

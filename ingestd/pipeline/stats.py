@@ -107,7 +107,7 @@ def _name(session: Session, constituency: Constituency, place: Place) -> None:
 
 def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> list[Revote]:
     """Recount what was touched; returns the revotes found around the touched hours."""
-    hours, revotes = _revotes_around(session, constituency_id, touched.hours)
+    hours, revotes = revotes_around(session, constituency_id, touched.hours)
     if hours:
         counted = _count_hours(session, constituency_id, hours, revotes)
         _write_hours(session, constituency_id, hours, counted)
@@ -116,7 +116,7 @@ def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> l
     return revotes
 
 
-def _revotes_around(
+def revotes_around(
     session: Session, constituency_id: uuid.UUID, hours: set[int]
 ) -> tuple[set[int], list[Revote]]:
     """Find senders with several votes; their other hours are touched with this one."""
