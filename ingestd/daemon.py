@@ -123,8 +123,12 @@ def open_database(settings: Settings, *, writer: bool) -> Engine:
         synchronous=database.sqlite_synchronous,
         busy_timeout_seconds=database.busy_timeout_seconds,
     )
-    with database_at_work():
-        migrate.ensure_current(engine, database.url)
+    try:
+        with database_at_work():
+            migrate.ensure_current(engine, database.url)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 

@@ -39,7 +39,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def check(flags: Flags, *, is_json: Json = False) -> None:
-    """Look at configuration, database, folders, disk space and inotify limits. Exit status 1 when something fails."""  # noqa: E501
+    """Look at configuration, database, folders, disk space and inotify limits.
+
+    Exit status 1 when something fails.
+    """
     from ingestd.cli import screen
 
     findings = [
@@ -156,12 +159,11 @@ def _space(settings: Settings) -> Iterator[Finding]:
     folders = {"inbox": settings.watch.inbox, "archive": settings.watch.archive}
     if (file := sqlite_file(settings.database.url)) is not None:
         folders["database"] = file.parent
-    seen: dict[int, list[str]] = {}
+    sharing: dict[int, list[str]] = {}
     for what, folder in folders.items():
-        there = _nearest_existing(folder)
-        seen.setdefault(there.stat().st_dev, [str(there)]).append(what)
-    for there, *whats in seen.values():
-        free = shutil.disk_usage(there).free
+        sharing.setdefault(_nearest_existing(folder).stat().st_dev, []).append(what)
+    for whats in sharing.values():
+        free = shutil.disk_usage(_nearest_existing(folders[whats[0]])).free
         status: Literal["ok", "warn", "fail"] = "ok"
         if free < _LITTLE_SPACE:
             status = "fail" if free < _NO_SPACE else "warn"

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ingestd import migrate
 from ingestd.config import ConfigError, redacted_url
-from ingestd.db import make_engine
+from ingestd.db import make_engine, make_sessions
 
 if TYPE_CHECKING:
     from ingestd.config import Settings
@@ -25,11 +25,11 @@ def reading(settings: Settings) -> Iterator[Session]:
     Raises ConfigError where there is no database yet, SchemaMismatch for another schema.
     """
     with opened(settings, writer=False) as engine:
+        options: dict[str, object] = {}
         if engine.dialect.name == "postgresql":
-            engine = engine.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
-        with Session(engine) as session, session.begin():
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        sessions = make_sessions(engine.execution_options(**options))
+        with sessions.begin() as session:
             yield session
 
 

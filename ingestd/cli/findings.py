@@ -209,7 +209,7 @@ def _sums(found: Sequence[Constituency]) -> dict[str, int | None]:
 
 
 def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1f} %"
+    return None if share is None else f"{share:.1%}"
 
 
 def _short(name: str) -> str:

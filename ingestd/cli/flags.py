@@ -1,5 +1,7 @@
 """The options of every command, and what its errors become: one sentence and an exit status."""
 
+# ruff: noqa: PLC0415 - `--help` needs neither Pydantic nor SQLAlchemy
+
 from __future__ import annotations
 
 import functools
@@ -15,10 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
+
     from ingestd.config import Settings
 
 FINDINGS, USAGE, INTERNAL, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses other than 0."""
+
+_FORBIDDEN = "42501"  # SQLSTATE insufficient_privilege
 
 HELP_NAMES = {"help_option_names": ["--help", "-h"]}
 
@@ -58,7 +64,7 @@ class Flags:
 
     def settings(self) -> Settings:
         """The settings: flag over environment over file. Raises ConfigError."""
-        from ingestd.config import load_settings  # noqa: PLC0415 - `--help` needs no Pydantic
+        from ingestd.config import load_settings
 
         return load_settings(self.config, database__url=self.database_url)
 
@@ -127,7 +133,7 @@ def _guarded(function: Command) -> Command:
             for name, (annotation, default) in _EVERYWHERE.items()
         ),
     ]
-    del guarded.__wrapped__  # type: ignore[attr-defined]  # else Typer would look behind it
+    del guarded.__wrapped__  # else Typer would look behind it
     guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # PEP 362
     guarded.__annotations__ = {each.name: each.annotation for each in parameters}
     return guarded
@@ -136,7 +142,7 @@ def _guarded(function: Command) -> Command:
 @contextmanager
 def exit_statuses(flags: Flags) -> Iterator[None]:
     """Turn errors into a sentence on standard error and an exit status."""
-    from ingestd import log  # noqa: PLC0415 - `--help` needs no structlog
+    from ingestd import log
 
     # On standard error from the first line on: standard output belongs to the answer.
     log.configure("debug" if flags.is_debug else "warning", "auto")
@@ -146,7 +152,7 @@ def exit_statuses(flags: Flags) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - no traceback ever reaches a user unasked
         if flags.is_debug:
             _tell_traceback(error)
         sentence = _sentence(error)
@@ -161,26 +167,25 @@ def exit_statuses(flags: Flags) -> Iterator[None]:
 
 def complain(text: str) -> None:
     """Write to standard error what is wrong, with nothing in it that a terminal obeys."""
-    from ingestd.log import escape, redact  # noqa: PLC0415 - `--help` needs no structlog
+    from ingestd.log import escape, redact
 
     for line in redact(text).split("\n"):
-        print(f"ingestd: {escape(line)}", file=sys.stderr)  # noqa: T201 - the place for it
+        print(f"ingestd: {escape(line)}", file=sys.stderr, flush=True)  # noqa: T201 - the place for it
 
 
 def _sentence(error: Exception) -> str | None:
     """What a person can do something about, in words; None for a fault of this program."""
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - `--help` needs no SQLAlchemy
+    from sqlalchemy.exc import DBAPIError
 
-    from ingestd.config import ConfigError  # noqa: PLC0415
-    from ingestd.errors import IngestError, StorageFault  # noqa: PLC0415
-    from ingestd.pipeline.ingest import is_transient  # noqa: PLC0415
+    from ingestd.config import ConfigError
+    from ingestd.errors import IngestError, StorageFault
 
     match error:
         case StorageFault():
             return f"the database does not answer: {error}"
         case ConfigError() | IngestError():
             return str(error)
-        case DBAPIError() if is_transient(error) or error.orig and _is_about_access(error.orig):
+        case DBAPIError() if _is_about_access(error):
             return f"the database does not answer: {str(error.orig).strip()}"
         case OSError() if error.filename is not None:
             return f"{_name(error.filename)}: {error.strerror}"
@@ -195,17 +200,16 @@ def _name(filename: object) -> str:
     return str(filename)
 
 
-def _is_about_access(error: BaseException) -> bool:
-    """Refused at the door: host, password, name of the database, a file that is none."""
-    if type(error).__name__ in {"OperationalError", "InsufficientPrivilege"}:
-        return (
-            getattr(error, "sqlstate", None) is None or type(error).__name__ != "ProgrammingError"
-        )
-    return "not a database" in str(error)
+def _is_about_access(error: DBAPIError) -> bool:
+    """Refused at the door: away, locked, no right to a table, a file that is no database."""
+    from ingestd.pipeline.ingest import is_transient
+
+    is_forbidden = getattr(error.orig, "sqlstate", None) == _FORBIDDEN
+    return is_transient(error) or is_forbidden or "not a database" in str(error.orig)
 
 
 def _tell_traceback(error: Exception) -> None:
-    from ingestd.log import escape, redact  # noqa: PLC0415 - `--help` needs no structlog
+    from ingestd.log import escape, redact
 
     for line in "".join(traceback.format_exception(error)).splitlines():
-        print(escape(redact(line)), file=sys.stderr)  # noqa: T201 - asked for by --debug
+        print(escape(redact(line)), file=sys.stderr, flush=True)  # noqa: T201 - asked for by --debug

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ def add_to(app: typer.Typer) -> None:
 # Looking ------------------------------------------------------------------------------------
 
 
-def jobs(  # noqa: PLR0913 - one for each option
+def jobs(
     flags: Flags,
     *,
     states: Annotated[
@@ -171,13 +172,13 @@ def rejects(  # noqa: PLR0913 - one for each option
             )
             screen.print_csv(columns, rows)
         else:
-            columns = ("job", "line", "field", "kind", "value", "reason")
+            heads = ("job", "line", "field", "kind", "value", "reason")
             values = [screen.cut(each.value, _LONGEST_VALUE) for each in page.items]
             told = [
                 _reject_row(each, value) for each, value in zip(page.items, values, strict=True)
             ]
             if told:
-                screen.show(columns, [(str(row[0])[:_SHORTEST_PREFIX], *row[1:]) for row in told])
+                screen.show(heads, [(str(row[0])[:_SHORTEST_PREFIX], *row[1:]) for row in told])
             screen.tell_page(page, what="rejects")
     if (is_csv or is_raw) and page.offset + len(page.items) < page.total:
         last = page.offset + len(page.items)
@@ -240,7 +241,10 @@ def retry(
         bool, typer.Option("--all-quarantined", help="Every quarantined job.")
     ] = False,
 ) -> None:
-    """Try quarantined, failed or vanished jobs again: their files go back into the inbox. Exit status 1 when one can't."""  # noqa: E501
+    """Try quarantined, failed or vanished jobs again: their files go back into the inbox.
+
+    Exit status 1 when one can't.
+    """
     from ingestd.cli import screen
     from ingestd.cli.database import opened
     from ingestd.config import ConfigError
@@ -250,7 +254,8 @@ def retry(
     if bool(job_ids) == is_all:
         raise ConfigError("name jobs, or say --all-quarantined")
     refused = 0
-    with opened(flags.settings(), writer=True) as engine:
+    settings = flags.settings()
+    with opened(settings, writer=True) as engine:
         sessions = make_sessions(engine)
         with sessions.begin() as session:
             asked = [_the_job(session, each).id for each in job_ids or []]
@@ -264,6 +269,10 @@ def retry(
                 refused += 1
             else:
                 screen.say(f"{id_}: pending, at {path}")
+                if not path.is_relative_to(settings.watch.inbox):
+                    screen.say(
+                        f"  outside of the inbox; next: ingestd once {shlex.quote(str(path))}"
+                    )
     if not asked:
         screen.say("no quarantined jobs")
     if refused:
@@ -334,8 +343,8 @@ def make_current(flags: Flags, job_id: JobId) -> None:
         ingest = daemon.make_ingest(settings, engine, is_archiving=False)
         with ingest.sessions.begin() as session:
             id_ = _the_job(session, job_id).id
-        ingest.make_current(id_)
-        with ingest.sessions.begin() as session:
+
+        def audit(session: Session) -> None:
             crud.audit.append(
                 session,
                 who=_who(),
@@ -345,6 +354,8 @@ def make_current(flags: Flags, job_id: JobId) -> None:
                 after={"status": "completed"},
                 at=datetime.now(UTC),
             )
+
+        ingest.make_current(id_, also=audit)
     screen.say(f"{id_}: counts now; tables and alerts were recounted")
 
 

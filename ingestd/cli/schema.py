@@ -50,7 +50,10 @@ def downgrade(
     *,
     is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take the schema back to an earlier revision. What only the later one can hold is lost."""
+    """Take the schema back to an earlier revision.
+
+    What only the later one can hold is lost.
+    """
     from ingestd import migrate
     from ingestd.cli import screen
     from ingestd.config import ConfigError
@@ -67,7 +70,10 @@ def downgrade(
 
 
 def current(flags: Flags) -> None:
-    """Tell the schema that is there, and the one of this program. Exit status 1 when they differ."""
+    """Tell the schema that is there, and the one of this program.
+
+    Exit status 1 when they differ.
+    """
     from ingestd import migrate
     from ingestd.cli import screen
 
@@ -78,7 +84,10 @@ def current(flags: Flags) -> None:
 
 
 def check(flags: Flags) -> None:
-    """Compare the tables with the models of this program. Exit status 1 when they differ."""
+    """Compare the tables with the models of this program.
+
+    Exit status 1 when they differ.
+    """
     from ingestd import migrate
     from ingestd.cli import screen
 

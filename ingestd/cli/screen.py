@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Cell = str | int | float | datetime | UUID | Text | None
 
-_WIDTH_ELSEWHERE = 160
+_WIDTH_ELSEWHERE = 1000
 _COLOURS = {
     **dict.fromkeys(("ok", "completed", "accepted"), "green"),
     **dict.fromkeys(("warn", "warning", "failed", "vanished", "pending", "waiting"), "yellow"),
@@ -50,11 +50,9 @@ def say(line: str = "", *, colour_of: str | None = None) -> None:
     console().print(text, soft_wrap=True)
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
-) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
     """A table of safe texts; numbers stand to the right."""
-    drawn = Table(title=title and Text(escape(title), style="bold"), title_justify="left", box=None)
+    drawn = Table(box=None, show_header=any(columns), pad_edge=False, padding=(0, 2, 0, 0))
     cells = [list(row) for row in rows]
     for at, name in enumerate(columns):
         is_number = any(isinstance(row[at], int | float) for row in cells)
@@ -66,11 +64,21 @@ def table(
     return drawn
 
 
-def show(
-    columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, title: str | None = None
-) -> None:
+def show(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """Print a table."""
-    console().print(table(columns, rows, title=title))
+    draw(table(columns, rows))
+
+
+def draw(drawn: RenderableType) -> None:
+    """Print what Rich draws; for programs, without the blanks that fill its lines."""
+    target = console()
+    if target.is_terminal:
+        target.print(drawn)
+        return
+    with target.capture() as captured:
+        target.print(drawn)
+    for line in captured.get().rstrip("\n").split("\n"):
+        print(line.rstrip())  # noqa: T201 - the answer
 
 
 def shown(value: Cell) -> Text:
@@ -154,7 +162,8 @@ def _as_json(value: object) -> object:
         case set() | frozenset():
             return sorted(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        # Not asdict(): it can't copy a Counter, and goes deeper than is asked here.
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     raise TypeError(f"{type(value).__name__} has no JSON")
 
 

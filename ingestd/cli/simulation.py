@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -47,7 +48,7 @@ def simulate(  # noqa: PLR0913 - one for each number of the plan
     regions: Annotated[int, typer.Option(min=1, help="How many.")] = 2,
     day: Annotated[
         datetime, typer.Option(formats=["%Y-%m-%d"], help="The first day of voting.")
-    ] = datetime(2024, 9, 6),  # noqa: DTZ001, B008 - a calendar day
+    ] = datetime(2024, 9, 6),  # noqa: DTZ001 - a calendar day
     hours: Annotated[int, typer.Option(min=1, help="Voting hours from 08:00; 60 is 3 days.")] = 12,
     voters_median: Annotated[int, typer.Option(min=1, help="Of a constituency.")] = 600,
     voters_sigma: Annotated[
@@ -96,7 +97,7 @@ def simulate(  # noqa: PLR0913 - one for each number of the plan
     ] = False,
     is_json: Json = False,
 ) -> None:
-    """Write an election's files (drop/, drop-2/) and what a reader must find in them (truth.json)."""
+    """Write an election: files (drop/, drop-2/), and what a reader must find (truth.json)."""
     from ingestd.cli import screen
     from ingestd.config import ConfigError
     from ingestd.simulate import Plan, defect_names
@@ -117,7 +118,7 @@ def simulate(  # noqa: PLR0913 - one for each number of the plan
             voters_max=voters_max,
             rolls=tuple(roll) if roll else None,
             voters_per_list=voters_per_list,
-            options=tuple(option) if option else Plan.__dataclass_fields__["options"].default,
+            options=tuple(option) if option else Plan().options,
             packing=_packing(is_zip=is_zip, is_zip_of_zips=is_zip_of_zips, is_csv=is_csv),
             folders=has_folders,
             hourly=is_hourly,
@@ -184,6 +185,6 @@ def _tell(folder: Path, truth: Truth) -> None:
         screen.show(("defect", "times"), counts)
     screen.say()
     screen.say("Next (drop-2 comes after drop: it holds publications again):")
-    screen.say(f"  ingestd once {folder / 'drop'}")
-    screen.say(f"  ingestd once {folder / 'drop-2'}")
+    screen.say(f"  ingestd once {shlex.quote(str(folder / 'drop'))}")
+    screen.say(f"  ingestd once {shlex.quote(str(folder / 'drop-2'))}")
     screen.say(f"The truth to compare with: {folder / 'truth.json'}")

@@ -56,7 +56,7 @@ def status(
     if is_json:
         screen.print_json(found)
     else:
-        screen.console().print(_drawn(found))
+        screen.draw(_drawn(found))
 
 
 def _watch(settings: Settings) -> None:
@@ -94,11 +94,8 @@ def _tables(session: Session, *, is_fast: bool) -> dict[str, Any]:
     working = crud.jobs.find(
         session, statuses={JobState.PROCESSING}, window=crud.Window(limit=crud.LIMIT_CAP)
     )
-    if is_fast:
-        # Every transaction was stored by one row of one job; a job that was undone has none.
-        transactions = books.stored
-    else:
-        transactions = crud.transactions.list(session, window=one).total
+    # Every transaction was stored by one row of one job; a job that was undone has none.
+    transactions = books.stored if is_fast else crud.transactions.list(session, window=one).total
     rows = {name: value for name, value in asdict(books).items() if name != "jobs"}
     return {
         "jobs": {str(state): n for state, n in crud.jobs.count_by_status(session).items()},
@@ -164,10 +161,7 @@ def _drawn(found: dict[str, Any]) -> Group:
         ("rejects", screen.number(found["rejects"])),
         ("last finished", _one_line(found["last_finished"], "finished_at")),
         ("oldest queued", _one_line(found["oldest_queued"], "discovered_at")),
-        *(
-            ("at work", f"{job['owner']} until {screen.moment(job['lease_until'])}: {_place(job)}")
-            for job in found["working"]
-        ),
+        *(("at work", f"{job['owner']}: {_place(job)}") for job in found["working"]),
     ]
     balance = "balanced" if found["is_balanced"] else "NOT BALANCED: rows are unaccounted for"
     return Group(
@@ -176,7 +170,7 @@ def _drawn(found: dict[str, Any]) -> Group:
         screen.table(("jobs", ""), [item for item in found["jobs"].items() if item[1]]),
         Text(),
         screen.table(("rows", ""), list(found["rows"].items())),
-        Text(f" {balance}", style="green" if found["is_balanced"] else "bold red"),
+        Text(balance, style="green" if found["is_balanced"] else "bold red"),
         Text(),
         screen.table(("open alerts", ""), list(found["alerts"].items())),
     )

@@ -36,7 +36,10 @@ def init(
     flags: Flags,
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to make.")] = Path(),
 ) -> None:
-    """Make a folder to work in: ingestd.toml, inbox, archive, quarantine; nothing is overwritten."""
+    """Make a folder to work in: ingestd.toml, inbox, archive, quarantine.
+
+    Nothing is overwritten.
+    """
     from ingestd.cli import screen
     from ingestd.config import write_config
 
@@ -54,7 +57,10 @@ def init(
 
 
 def run(flags: Flags) -> None:
-    """Run in the foreground until SIGTERM or Ctrl-C: the daemon. SIGHUP reads the settings again."""
+    """Run the daemon in the foreground until SIGTERM or Ctrl-C.
+
+    SIGHUP reads the settings again.
+    """
     from ingestd import daemon, log
 
     settings = flags.settings()
@@ -80,7 +86,10 @@ def once(
     ] = None,
     is_json: Json = False,
 ) -> None:
-    """Take what is there, and stop. Exit status 1 when a file was quarantined or has to wait."""
+    """Take what is there, and stop.
+
+    Exit status 1 when a file was quarantined or has to wait.
+    """
     from ingestd import daemon
     from ingestd.cli import screen
 
@@ -174,7 +183,10 @@ def try_(
     rejects: Annotated[int, typer.Option(min=0, help="How many rejects of each CSV to show.")] = 20,
     is_json: Json = False,
 ) -> None:
-    """Say what would become of a file; nothing is written. Exit status 1 when rows or all of it would be refused."""  # noqa: E501
+    """Say what would become of a file; nothing is written.
+
+    Exit status 1 when rows of it, or all of it, would be refused.
+    """
     from ingestd import daemon
     from ingestd.cli import screen
     from ingestd.errors import FileRefused

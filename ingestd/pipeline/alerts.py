@@ -66,7 +66,7 @@ def evaluate(
     if outdated:
         touched = Touched(touched.hours | outdated)
         _, revotes = revotes_around(session, constituency_id, touched.hours)
-    settle = _Settlement(session, constituency_id, now)
+    settle = _Settlement(session, constituency_id, now, {row.type for row in open_alerts})
     settle("votes_exceed_bulletins", _votes_exceed(session, constituency_id, totals))
     settle("turnout_over_registered", rules.turnout_over_registered(totals))
     settle(
@@ -84,7 +84,15 @@ def evaluate(
 class _Settlement:
     """Makes the alerts of one constituency say what the rules found."""
 
-    def __init__(self, session: Session, constituency_id: uuid.UUID | None, now: datetime) -> None:
+    def __init__(
+        self,
+        session: Session,
+        constituency_id: uuid.UUID | None,
+        now: datetime,
+        open_rules: set[str] | None = None,
+    ) -> None:
+        """Settle alerts; `open_rules` are those with open alerts, where the caller knows."""
+        self._open_rules = open_rules
         self._session = session
         self._constituency_id = constituency_id
         self._now = now
@@ -93,6 +101,8 @@ class _Settlement:
         self, rule: str, findings: Sequence[Finding], *, among: Iterable[str] | None = None
     ) -> None:
         """Raise or update `findings`; clear the rule's other open alerts (of subjects `among`)."""
+        if not findings and self._open_rules is not None and rule not in self._open_rules:
+            return
         condition = Alert.constituency_id == self._constituency_id
         if self._constituency_id is None:
             condition = Alert.constituency_id.is_(None)
@@ -176,7 +186,7 @@ def _totals(session: Session, constituency_id: uuid.UUID) -> Totals:
         ).where(HourlyStats.constituency_id == constituency_id)
     ).one()
     t = transaction.c
-    has_list = session.scalar(
+    has_list = listed[0] and session.scalar(
         select(
             exists().where(
                 t.constituency_id == constituency_id,

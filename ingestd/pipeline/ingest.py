@@ -32,7 +32,7 @@ from ingestd.errors import (
     StopRequested,
     StorageFault,
 )
-from ingestd.job_state import JobState
+from ingestd.job_state import QUEUED, JobState
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
@@ -149,28 +149,27 @@ class Ingest:
         source = open_source(found.path, self.terms.read)
         try:
             members = self._record(found, source)
-            for csv, job_id in members:
-                self._work_off(found, source, csv, job_id)
+            jobs = [self._work_off(found, source, csv, job) for csv, job in members]
         finally:
             source.close()
-        return self._put_away(found, source, [job_id for _csv, job_id in members])
+        return self._put_away(found, source, jobs)
 
     # ── record ────────────────────────────────────────────────────────────
 
-    def _record(self, found: Found, source: Source) -> list[tuple[Csv | None, uuid.UUID]]:
+    def _record(self, found: Found, source: Source) -> list[tuple[Csv | None, FileProcessing]]:
         """Write down a job for each CSV, all in one commit; a file seen before keeps its jobs."""
         with self.sessions.begin() as session:
             jobs = ledger.jobs_at(session, str(found.root), found.label, source.stamp)
         if jobs:
             by_member = self._members_of(source, jobs)
-            return [(by_member.get(job.member), job.id) for job in jobs]
+            return [(by_member.get(job.member), job) for job in jobs]
         try:
             deliveries = self._look_inside(found, source)
         except FileRefused as refusal:
             return [(None, self._refuse_container(found, source, refusal))]
         if not source.is_unchanged():
             raise FileVanished(found.label)
-        recorded: list[tuple[Csv | None, uuid.UUID]] = []
+        recorded: list[tuple[Csv | None, FileProcessing]] = []
         with one_recorder(), self.sessions.begin() as session:
             for csv, delivery, places in deliveries:
                 if delivery.contract_id:
@@ -179,7 +178,7 @@ class Ingest:
                 if job is None:
                     message = "the same bytes are being worked on under another name"
                     raise LostClaim(message)
-                recorded.append((csv, job.id))
+                recorded.append((csv, job))
         return recorded
 
     @staticmethod
@@ -278,7 +277,9 @@ class Ingest:
             evidence=found.evidence,
         )
 
-    def _refuse_container(self, found: Found, source: Source, refusal: FileRefused) -> uuid.UUID:
+    def _refuse_container(
+        self, found: Found, source: Source, refusal: FileRefused
+    ) -> FileProcessing:
         """A container that cannot be opened has a job of its own."""
         with found.path.open("rb", buffering=0) as stream:
             sha256, size = sha256_of(stream)
@@ -301,44 +302,48 @@ class Ingest:
             job = ledger.record(session, delivery, self.clock())
             assert job is not None  # noqa: S101 - a delivery without contract always has a job
             self._quarantine(session, job, refusal, Attempt(Books(), Touched()))
-        return job.id
+        return job
 
     # ── ingest ────────────────────────────────────────────────────────────
 
-    def _work_off(self, found: Found, source: Source, csv: Csv | None, job_id: uuid.UUID) -> None:
+    def _work_off(
+        self, found: Found, source: Source, csv: Csv | None, job: FileProcessing
+    ) -> FileProcessing:
         """Ingest one job if it asks for work; what goes wrong costs what its type says."""
-        with self.sessions.begin() as session:
-            job = session.get_one(FileProcessing, job_id)
         if not ledger.is_due(job, now=self.clock()):
-            return
+            return job
         if csv is None:
             raise FileVanished(found.label)
         attempt = Attempt(Books.of(job), Touched.from_json(job.touched))
         try:
-            self.ingest_file(source, csv, job, attempt)
+            return self.ingest_file(source, csv, job, attempt)
         except FileRefused as refusal:
             with self.sessions.begin() as session:
-                job = session.get_one(FileProcessing, job_id)
+                job = session.get_one(FileProcessing, job.id)
                 self._quarantine(session, job, refusal, attempt)
+                return job
         except (FileChanged, FileVanished):
             with self.sessions.begin() as session:
-                self._undo(session, session.get_one(FileProcessing, job_id))
-                ledger.vanish(session, session.get_one(FileProcessing, job_id), now=self.clock())
+                job = session.get_one(FileProcessing, job.id)
+                self._undo(session, job)
+                ledger.vanish(session, job, now=self.clock())
             log.warning("file_changed_while_read", path=found.label, member=job.member)
             raise
         except StopRequested:
             with self.sessions.begin() as session:
-                ledger.release(session, session.get_one(FileProcessing, job_id))
+                ledger.release(session, session.get_one(FileProcessing, job.id))
             raise
         except (IngestError, OSError):
             raise
         except Exception as error:  # a poison file must not stop the daemon
             if isinstance(error, DBAPIError) and is_transient(error):
                 raise
-            self._note_failure(job_id, error, attempt)
+            return self._note_failure(job.id, error, attempt)
 
-    def ingest_file(self, source: Source, csv: Csv, job: FileProcessing, attempt: Attempt) -> None:
-        """Stream one CSV into the tables, from its checkpoint to its end.
+    def ingest_file(
+        self, source: Source, csv: Csv, job: FileProcessing, attempt: Attempt
+    ) -> FileProcessing:
+        """Stream one CSV into the tables, from its checkpoint to its end; the job as it then is.
 
         Raises:
             FileRefused: unfit; the caller undoes and quarantines it.
@@ -365,12 +370,12 @@ class Ingest:
                 if self.should_stop() and not is_last:
                     raise StopRequested
                 with self.sessions.begin() as session:
-                    self._store(session, job.id, file, batch, attempt)
+                    stored = self._store(session, job.id, file, batch, attempt)
                     if is_last:
                         self._refuse_changed(source, rows, job)
                         self._refuse_too_many_rejects(attempt.books)
                         seconds = (self.clock() - started).total_seconds()
-                        self._finish(session, job.id, attempt, rows.encoding, seconds)
+                        self._finish(session, stored, attempt, rows.encoding, seconds)
                 self.on_progress(job.path, rows.bytes_read, job.size)
         log.info(
             "file_ingested",
@@ -379,6 +384,7 @@ class Ingest:
             **{name: number for name, number in asdict(attempt.books).items() if number},
             seconds=round((self.clock() - started).total_seconds(), 3),
         )
+        return stored
 
     @staticmethod
     def _refuse_nameless(job: FileProcessing) -> None:
@@ -396,7 +402,7 @@ class Ingest:
         file: FileRef,
         batch: list[Outcome],
         attempt: Attempt,
-    ) -> None:
+    ) -> FileProcessing:
         """Put one batch, its rejects and the checkpoint behind it into the session's commit."""
         now = self.clock()
         lease = timedelta(seconds=self.terms.lease_seconds)
@@ -430,6 +436,7 @@ class Ingest:
             touched=attempt.touched.as_json(),
             lease_until=now + lease,
         )
+        return job
 
     @staticmethod
     def _refuse_changed(source: Source, rows: RowReader, job: FileProcessing) -> None:
@@ -449,7 +456,7 @@ class Ingest:
     def _finish(
         self,
         session: Session,
-        job_id: uuid.UUID,
+        job: FileProcessing,
         attempt: Attempt,
         encoding: str,
         seconds: float,
@@ -457,7 +464,6 @@ class Ingest:
         """Close the job: publications, hours, totals and alerts in the commit of its last batch."""
         now = self.clock()
         books, touched = attempt.books, attempt.touched
-        job = session.get_one(FileProcessing, job_id)
         ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
         publications = ledger.publications_of(session, job)
         if len(publications) > 1:
@@ -467,7 +473,8 @@ class Ingest:
             touched.slots.add(file.slot)
         has_history = bool(books.known or books.rollbacks) or len(publications) > 1
         self._roll_up(session, file.constituency_id, touched, has_history=has_history)
-        alerts.note_refused_file(session, job, now)
+        if job.attempt_counts is not None:  # it was refused once
+            alerts.note_refused_file(session, job, now)
 
     @staticmethod
     def _supersede(session: Session, publications: list[FileProcessing], touched: Touched) -> None:
@@ -495,8 +502,12 @@ class Ingest:
             now=self.clock(),
         )
 
-    def make_current(self, job_id: uuid.UUID) -> None:
+    def make_current(
+        self, job_id: uuid.UUID, *, also: Callable[[Session], None] = lambda _session: None
+    ) -> None:
         """Let an earlier publication of a slot count again, as a person decides.
+
+        What `also` writes is in the same commit.
 
         Raises:
             LostClaim: the job was not superseded.
@@ -511,6 +522,7 @@ class Ingest:
             touched = Touched()
             self._supersede(session, ledger.publications_of(session, job), touched)
             self._roll_up(session, job.constituency_id, touched, has_history=True)
+            also(session)
 
     # ── when it goes wrong ────────────────────────────────────────────────
 
@@ -546,7 +558,9 @@ class Ingest:
             rejected=attempt.books.rejected,
         )
 
-    def _note_failure(self, job_id: uuid.UUID, error: Exception, attempt: Attempt) -> None:
+    def _note_failure(
+        self, job_id: uuid.UUID, error: Exception, attempt: Attempt
+    ) -> FileProcessing:
         """Something unforeseen: try again later, and quarantine a file that breaks every time."""
         told = "".join(traceback.format_exception_only(error)).strip()
         with self.sessions.begin() as session:
@@ -554,7 +568,7 @@ class Ingest:
             if job.attempts + 1 >= self.terms.attempts:
                 reason = f"it broke {job.attempts + 1} attempts: {told}"
                 self._quarantine(session, job, FileRefused(reason, kind="poison"), attempt)
-                return
+                return job
             pause = self.terms.retry_seconds * 2 ** min(job.attempts, _MOST_ATTEMPTS_SHIFT)
             ledger.fail(
                 session,
@@ -564,6 +578,7 @@ class Ingest:
                 retry_after=timedelta(seconds=pause),
             )
         log.error("attempt_failed", path=job.path, member=job.member, error=told, exc_info=error)
+        return job
 
     def _note_vanished(self, found: Found) -> None:
         with database_at_work(), self.sessions.begin() as session:
@@ -588,13 +603,10 @@ class Ingest:
     # ── put away ──────────────────────────────────────────────────────────
 
     def _put_away(
-        self, found: Found, source: Source, job_ids: list[uuid.UUID]
+        self, found: Found, source: Source, jobs: list[FileProcessing]
     ) -> list[FileProcessing]:
         """Move the source once none of its jobs asks for work any more."""
-        with self.sessions.begin() as session:
-            jobs = [session.get_one(FileProcessing, job_id) for job_id in job_ids]
-        queued = (JobState.PENDING, JobState.PROCESSING, JobState.FAILED)
-        if not self.terms.is_archiving or any(job.status in queued for job in jobs):
+        if not self.terms.is_archiving or any(job.status in QUEUED for job in jobs):
             return jobs
         if not source.is_unchanged():
             return jobs

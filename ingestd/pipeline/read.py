@@ -6,9 +6,11 @@ CSVs inside and opens each as a stream; members are never unpacked to disk.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
@@ -23,6 +25,12 @@ BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _NESTED_JOIN = "/"
+_IS_UTF8 = 0x800
+_IS_ENCRYPTED = 0x1
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Small members may shrink a lot by right (an hour of equal blanks); a ratio
+# says something only past this size.
+_RATIO_FROM_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +57,19 @@ class Csv:
         return _NESTED_JOIN.join(self.steps) or None
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenZip:
+    """A ZIP that is being read, and for an inner one its stream in the outer one."""
+
+    archive: zipfile.ZipFile
+    stream: IO[bytes] | None
+
+    def close(self) -> None:
+        self.archive.close()
+        if self.stream is not None:
+            self.stream.close()
+
+
 @dataclass(slots=True)
 class Source:
     """One file on disk; `stamp` tells whether it is still the same one."""
@@ -58,7 +79,7 @@ class Source:
     stamp: str
     mtime_ns: int
     size: int
-    _open_zips: dict[tuple[str, ...], zipfile.ZipFile] = field(default_factory=dict)
+    _open_zips: dict[tuple[str, ...], _OpenZip] = field(default_factory=dict)
 
     @property
     def is_zip(self) -> bool:
@@ -75,14 +96,16 @@ class Source:
             yield Csv((), 0)
             return
         with refusing_bad_zips():
-            steps_of_all = list(self._members((), 1))
-        if not steps_of_all:
+            members = list(self._members((), 1))
+        if not members:
             reason = "the ZIP holds no .csv and no .zip"
             raise FileRefused(reason, kind="empty_container")
-        for ordinal, steps in enumerate(steps_of_all):
+        self._refuse_confusion(members)
+        for ordinal, (steps, _size) in enumerate(members):
             yield Csv(steps, ordinal)
 
-    def _members(self, steps: tuple[str, ...], depth: int) -> Iterator[tuple[str, ...]]:
+    def _members(self, steps: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Walk the ZIP at `steps`: each CSV with the size that it says it has."""
         if depth > self.limits.max_nesting:
             reason = f"ZIPs are nested deeper than max_nesting = {self.limits.max_nesting}"
             raise FileRefused(reason, kind="nesting", field="/".join(steps))
@@ -97,9 +120,20 @@ class Source:
                 continue
             self._refuse_tricks(info, seen)
             if lowered.endswith(".csv"):
-                yield (*steps, info.filename)
+                yield (*steps, info.filename), info.file_size
             else:
                 yield from self._members((*steps, info.filename), depth + 1)
+
+    def _refuse_confusion(self, members: list[tuple[tuple[str, ...], int]]) -> None:
+        """Refuse what only the whole shows: two CSVs of one name, many bombs of one kernel."""
+        names = {_NESTED_JOIN.join(steps) for steps, _size in members}
+        if len(names) < len(members):
+            reason = "a folder and a ZIP of one name hold members of one name"
+            raise FileRefused(reason, kind="twin_members")
+        total = sum(size for _steps, size in members)
+        if total > _most_unpacked(self.size, self.limits):
+            reason = f"{self.size} bytes say that they unpack to {total}, more than max_ratio"
+            raise FileRefused(reason, kind="bomb")
 
     def _refuse_tricks(self, info: zipfile.ZipInfo, seen: set[str]) -> None:
         """Refuse what no exporter writes: links, encryption, twins, bombs by their own word."""
@@ -108,25 +142,44 @@ class Source:
             reason, kind = "two members have the same name", "twin_members"
         elif stat.S_ISLNK(info.external_attr >> 16):
             reason, kind = "a member is a symbolic link", "link"
-        elif info.flag_bits & 0x1:
+        elif info.flag_bits & _IS_ENCRYPTED:
             reason, kind = "a member is encrypted; unpack it and drop the CSV", "encrypted"
+        elif info.compress_type not in _PACKINGS:
+            # LZMA takes as much memory as the file asks for; no exporter writes it or bzip2.
+            reason, kind = "a member is neither stored nor deflated; pack it anew", "packing"
         elif info.file_size > self.limits.max_member_bytes:
             reason = f"a member says {info.file_size} bytes, more than max_member_bytes"
             kind = "member_bytes"
+        elif info.file_size > _most_unpacked(info.compress_size, self.limits):
+            reason = f"a member says it unpacks to {info.file_size} bytes, more than max_ratio"
+            kind = "bomb"
         if reason:
             raise FileRefused(reason, kind=kind, field="member", value=info.filename)
         seen.add(info.filename)
 
     def _zip(self, steps: tuple[str, ...]) -> zipfile.ZipFile:
-        """Open the ZIP at `steps`; kept open, since its members are read one after another."""
+        """Open the ZIP at `steps`.
+
+        It stays open with those around it, since its members are read one
+        after another; its neighbours are closed, so that memory stays flat.
+        """
         if steps not in self._open_zips:
-            if steps:
-                # The member stream is seekable, so an inner ZIP needs no copy.
-                inner = self._zip(steps[:-1]).open(steps[-1])
-                self._open_zips[steps] = zipfile.ZipFile(inner)
-            else:
-                self._open_zips[steps] = zipfile.ZipFile(self.path)
-        return self._open_zips[steps]
+            for other in reversed(list(self._open_zips)):
+                if other != steps[: len(other)]:
+                    self._open_zips.pop(other).close()
+            self._open_zips[steps] = self._open_zip(steps)
+        return self._open_zips[steps].archive
+
+    def _open_zip(self, steps: tuple[str, ...]) -> _OpenZip:
+        if not steps:
+            return _OpenZip(_named(zipfile.ZipFile(self.path)), None)
+        # The member stream is seekable, so an inner ZIP needs no copy.
+        inner = self._zip(steps[:-1]).open(steps[-1])
+        try:
+            return _OpenZip(_named(zipfile.ZipFile(inner)), inner)
+        except BaseException:
+            inner.close()
+            raise
 
     @contextmanager
     def open(self, csv: Csv) -> Iterator[BinaryIO]:
@@ -140,21 +193,20 @@ class Source:
             yield cast("BinaryIO", stream)
 
     def _stream(self, csv: Csv) -> BinaryIO | _Guarded:
-        try:
-            if not csv.steps:
-                return cast("BinaryIO", self.path.open("rb", buffering=0))
+        if csv.steps:
             with refusing_bad_zips():
                 archive = self._zip(csv.steps[:-1])
                 packed = archive.getinfo(csv.steps[-1]).compress_size
                 return _Guarded(archive.open(csv.steps[-1]), packed, self.limits)
+        try:
+            return cast("BinaryIO", self.path.open("rb", buffering=0))
         except FileNotFoundError as error:
             raise FileVanished(str(self.path)) from error
 
     def close(self) -> None:
         """Close what reading opened."""
-        for archive in self._open_zips.values():
-            archive.close()
-        self._open_zips.clear()
+        while self._open_zips:
+            self._open_zips.popitem()[1].close()
 
     def is_unchanged(self) -> bool:
         """Look again: is this still the file that was found?"""
@@ -169,17 +221,33 @@ def _is_litter(name: str) -> bool:
     return name.startswith("__macosx/") or name.rsplit("/", 1)[-1].startswith("._")
 
 
+def _named(archive: zipfile.ZipFile) -> zipfile.ZipFile:
+    """Give members their true names: `zipfile` reads cp437 where no flag says UTF-8.
+
+    macOS writes UTF-8 without the flag, a Russian Windows writes cp866.
+    """
+    for info in archive.infolist():
+        if not info.flag_bits & _IS_UTF8 and not info.filename.isascii():
+            raw = info.filename.encode("cp437")
+            try:
+                info.filename = raw.decode()
+            except UnicodeDecodeError:
+                info.filename = raw.decode("cp866")
+            archive.NameToInfo[info.filename] = info
+    return archive
+
+
+def _most_unpacked(packed: int, limits: ReadLimits) -> int:
+    """So many bytes are believed to come out of so many packed ones."""
+    return max(_RATIO_FROM_BYTES, int(packed * limits.max_ratio))
+
+
 class _Guarded:
     """A member stream that stops a bomb while it unpacks: sizes in headers may lie."""
 
-    # Small members may shrink a lot by right (an hour of equal blanks); a
-    # ratio says something only past this size.
-    _RATIO_FROM_BYTES = 64 << 20
-
     def __init__(self, member: IO[bytes], packed: int, limits: ReadLimits) -> None:
         self._member = member
-        self._most = limits.max_member_bytes
-        self._suspicious = max(self._RATIO_FROM_BYTES, int(packed * limits.max_ratio))
+        self._most = min(limits.max_member_bytes, _most_unpacked(packed, limits))
         self._given = 0
 
     def __enter__(self) -> Self:
@@ -192,28 +260,39 @@ class _Guarded:
         with refusing_bad_zips():
             block = self._member.read(size)
         self._given += len(block)
-        if self._given > min(self._most, self._suspicious):
-            reason = f"the member unpacks to more than {self._given} bytes: past the limits"
+        if self._given > self._most:
+            reason = f"the member unpacks to more than {self._most} bytes: past the limits"
             raise FileRefused(reason, kind="bomb")
         return block
 
 
 @contextmanager
 def refusing_bad_zips() -> Iterator[None]:
-    """Turn what `zipfile` raises on damaged input into a refusal of the file."""
+    """Turn what `zipfile` raises on damaged input into a refusal of the file.
+
+    Raises:
+        FileVanished: the file is gone.
+    """
     try:
         yield
+    except FileNotFoundError as error:
+        raise FileVanished(str(error.filename)) from error
     except (
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
         zlib.error,
+        struct.error,
         EOFError,
         NotImplementedError,
         RuntimeError,
         UnicodeDecodeError,
         OverflowError,
         ValueError,
+        OSError,
     ) as error:
+        # A place outside of the file is the ZIP's fault, a disk that fails is not.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         reason = f"the ZIP cannot be read: {str(error) or type(error).__name__}"
         raise FileRefused(reason, kind="bad_zip") from error
 
@@ -257,12 +336,16 @@ def sha256_of(stream: BinaryIO) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a CSV as bytes, without its end; `end` is the offset of the next line."""
+    """One line of a CSV as bytes, without its end.
+
+    `start` is its offset in the file, `end` that of the next line.
+    """
 
     line: int
     end: int
     raw: bytes
     is_too_long: bool = False
+    start: int = 0
 
     @property
     def is_blank(self) -> bool:
@@ -320,17 +403,28 @@ class RowReader:
             lines = pending.split(self._newline)
             pending = lines.pop()
             for raw in lines:
-                offset += len(raw) + 1
-                yield self._row(offset, raw)
-            if len(pending) > self._most:
+                start, offset = offset, offset + len(raw) + 1
+                yield self._row(start, offset, raw)
+            # One more byte than the limit may be a CR whose LF is in the next block.
+            if len(pending) > self._most + 1:
                 offset, pending = yield from self._too_long(offset, pending)
                 continue
-            block = self._block()
-            if not block:
+            more = self._more(len(pending))
+            if not more:
                 break
-            pending += block
+            pending = b"".join((pending, *more))
         if pending:
-            yield self._row(offset + len(pending), pending)
+            yield self._row(offset, offset + len(pending), pending)
+
+    def _more(self, held: int) -> list[bytes]:
+        """Read on to a block with a line's end in it, so that a long line is joined only once."""
+        blocks: list[bytes] = []
+        while held <= self._most + 1 and (block := self._block()):
+            blocks.append(block)
+            held += len(block)
+            if self._newline in block:
+                break
+        return blocks
 
     def _look_at_start(self, first: bytes) -> None:
         wide = _WIDE_BOMS.get(first[:2])
@@ -354,23 +448,23 @@ class RowReader:
             block = self._block()
         return self._from_byte, block[len(block) - (self._bytes - self._from_byte) :]
 
-    def _row(self, end: int, raw: bytes) -> Row:
+    def _row(self, start: int, end: int, raw: bytes) -> Row:
         self._line += 1
         if raw.endswith(b"\r"):
             raw = raw[:-1]
-        return Row(self._line, end, raw, is_too_long=len(raw) > self._most)
+        return Row(self._line, end, raw, len(raw) > self._most, start)
 
     def _too_long(self, offset: int, start: bytes) -> Generator[Row, None, tuple[int, bytes]]:
         """Pass over a line beyond the limit without holding it; keep its beginning."""
         kept = start[: self._most]
-        offset += len(start)
+        began, offset = offset, offset + len(start)
         while block := self._block():
             head, newline, rest = block.partition(self._newline)
             offset += len(head) + len(newline)
             if newline:
                 self._line += 1
-                yield Row(self._line, offset, kept, is_too_long=True)
+                yield Row(self._line, offset, kept, is_too_long=True, start=began)
                 return offset, rest
         self._line += 1
-        yield Row(self._line, offset, kept, is_too_long=True)
+        yield Row(self._line, offset, kept, is_too_long=True, start=began)
         return offset, b""

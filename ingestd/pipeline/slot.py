@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import MAXYEAR, date, timedelta
 
 from ingestd.pipeline.base58 import decodes_to
 
 _CONTRACT = r"[1-9A-HJ-NP-Za-km-z]{32,44}"
-_INTERVAL = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)_(?P<start>\d{4})-(?P<end>\d{4})(?!\d)")
-_DAY = re.compile(r"(?<!\d)(?P<date>\d{4}-\d\d-\d\d)(?!\d)")
+_DATE = r"(?<![0-9])(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+_INTERVAL = re.compile(_DATE + r"_(?P<start>[0-9]{4})-(?P<end>[0-9]{4})(?![0-9])")
+# A date before digits may be an hour in a form that nobody has seen: not a day.
+_DAY = re.compile(_DATE + r"(?![0-9]|[-_ T.]+[0-9])")
+_LOOKS_DATED = re.compile(r"[0-9]{1,4}[-._][0-9]{1,2}[-._][0-9]{1,4}|[0-9]{6}")
+_ANOMALY = re.compile(r"[-_ ]+anomaly.*", re.IGNORECASE | re.DOTALL)
 _NAMED = re.compile(rf"(?P<contract>{_CONTRACT})_$")
 _ALONE = re.compile(rf"(?<![0-9A-Za-z])(?P<contract>{_CONTRACT})(?![0-9A-Za-z])")
-_REGION = re.compile(r"\s*(?P<code>\d{1,3})\s+-\s+(?P<name>\S.*)")
+_REGION = re.compile(r"\s*(?P<code>[0-9]{1,3})\s+-\s+(?P<name>\S.*)")
 _SPACES = re.compile(r"\s+")
 _MINUTES_A_DAY = 24 * 60
 _MINUTES_AN_HOUR = 60
@@ -57,28 +61,38 @@ def parse_name(name: str) -> tuple[str | None, Slot | None]:
     """Read contract and slot from a base name, from the right; None for what it does not tell.
 
     A tail (`-copy`, ` (1)`, `-anomaly…`) changes nothing. A name that holds a
-    contract id and no date is a whole-voting file.
+    contract id and no date is a whole-voting file; a date that cannot be read
+    leaves the slot untold, since a wrong one would replace another file.
     """
     stem = name.rsplit(".", 1)[0] if name.lower().endswith((".csv", ".zip")) else name
+    stem = _ANOMALY.sub("", stem)
     slot, before = _slot_in(stem)
+    contract = _contract_in(stem, before)
+    if contract and slot is None and not _LOOKS_DATED.search(stem.replace(contract, "")):
+        slot = Slot(WHOLE, is_cumulative=True)
+    return contract, slot
+
+
+def _contract_in(stem: str, before: str) -> str | None:
+    """Find the contract right before the slot, else the last that stands by itself."""
     named = _NAMED.search(before)
     if named and is_contract_id(named["contract"]):
-        return named["contract"], slot
+        return named["contract"]
     for match in reversed(list(_ALONE.finditer(stem.replace("_", " ")))):
         if is_contract_id(match["contract"]):
-            return match["contract"], slot or Slot(WHOLE, is_cumulative=True)
-    return None, slot
+            return match["contract"]
+    return None
 
 
 def _slot_in(stem: str) -> tuple[Slot | None, str]:
-    """Find the last interval in a name, else the last whole day; and what stands before it."""
+    """Find the last interval in a name, else its one whole day; and what stands before it."""
     for match in reversed(list(_INTERVAL.finditer(stem))):
         slot = _interval(match["date"], match["start"], match["end"])
         if slot:
             return slot, stem[: match.start()]
-    for match in _DAY.finditer(stem):
-        if _is_day(match["date"]):
-            return Slot(match["date"], is_cumulative=True), stem[: match.start()]
+    days = [match for match in _DAY.finditer(stem) if _is_day(match["date"])]
+    if len(days) == 1 and not re.search(_DATE, stem[: days[0].start()]):
+        return Slot(days[0]["date"], is_cumulative=True), stem[: days[0].start()]
     return None, ""
 
 
@@ -95,10 +109,10 @@ def _interval(day: str, start: str, end: str) -> Slot | None:
 
 def _is_day(text: str) -> bool:
     try:
-        date.fromisoformat(text)
+        # The very last year has a day that nothing follows.
+        return date.fromisoformat(text).year < MAXYEAR
     except ValueError:
         return False
-    return True
 
 
 def _minutes(clock: str) -> int | None:
@@ -132,14 +146,17 @@ def place_of(path: str) -> Place | None:
     for index in range(len(folders) - 1, -1, -1):
         match = _REGION.fullmatch(folders[index])
         if match:
-            names = [
-                tidy(folder)
-                for folder in folders[index + 1 : index + 3]
-                if parse_name(folder)[0] is None
-            ]
+            names = [tidy(folder) for folder in folders[index + 1 : index + 3] if _tells(folder)]
             election, constituency = [*names, None, None][:2]
             return Place(match["code"], tidy(match["name"]), election, constituency, path)
     return None
+
+
+def _tells(folder: str) -> bool:
+    """Say whether a folder can be an election or a constituency: no contract, no inner ZIP."""
+    return (
+        bool(tidy(folder)) and not folder.lower().endswith(".zip") and parse_name(folder)[0] is None
+    )
 
 
 def tidy(name: str) -> str:

@@ -252,20 +252,17 @@ def _count_slots(session: Session, constituency_id: uuid.UUID, slots: set[str]) 
             )
         ).all()
         hours = {hour for job in jobs for hour in (job.touched or {}).get("hours", ())}
-        numbers: dict[str, int] = dict(
-            session.execute(
-                select(t.tally, func.count())
-                .where(
-                    within(constituency_id, hours),
-                    t.slot == slot,
-                    on_chain,
-                    t.tally.in_(("bulletin", "vote")),
-                )
-                .group_by(t.tally)
+        counted = session.execute(
+            select(t.tally, func.count().label("number"))
+            .where(
+                within(constituency_id, hours),
+                t.slot == slot,
+                on_chain,
+                t.tally.in_(("bulletin", "vote")),
             )
-            .tuples()
-            .all()
+            .group_by(t.tally)
         )
+        numbers = {row.tally: row.number for row in counted}
         session.execute(
             update(FileProcessing)
             .where(FileProcessing.id.in_([job.id for job in jobs]))

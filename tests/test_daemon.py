@@ -1,0 +1,489 @@
+"""The daemon as a real process: how files arrive, and how it is stopped, told and disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from sqlalchemy import make_url, select, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.db import make_engine
+from ingestd.models import FileProcessing, Transaction
+
+from .conftest import Databases, PostgreSQL, Voting, csv_of, open_sessions, zip_of
+from .oracle import unsound
+from .test_crash import environment
+
+RUN = """
+import sys
+from ingestd import log
+from ingestd.config import load_settings
+from ingestd.daemon import run
+log.configure("info", "json")
+sys.exit(run(load_settings(), on_ready=lambda: print("ready", flush=True)))
+"""
+SETTLE_SECONDS = 0.6
+Sessions = sessionmaker[Session]
+
+
+def soon(holds: Callable[[], object], *, seconds: float = 20) -> None:
+    """Wait until something holds."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.05)
+
+
+@dataclass
+class Running:
+    """A daemon at work in a folder."""
+
+    folder: Path
+    url: str
+    settings: dict[str, str]
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start it."""
+        with (self.folder / "log.jsonl").open("a") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN],
+                env=environment(self.folder, self.url, **self.settings),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def wait_until_ready(self) -> Running:
+        """Wait for its first full look."""
+        assert self.process.stdout is not None
+        assert "ready\n" == self.process.stdout.readline(), self.log()
+        return self
+
+    @property
+    def inbox(self) -> Path:
+        """Where files arrive."""
+        return self.folder / "inbox"
+
+    def log(self, event: str = "") -> list[dict[str, Any]]:
+        """What was logged, or all lines of one event."""
+        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        told = [json.loads(line) for line in lines]
+        return [line for line in told if event in ("", line["event"])]
+
+    def stop(self) -> int:
+        """End it gently; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=10)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+
+class Start(Protocol):
+    """Starts a daemon with some settings."""
+
+    def __call__(self, *, wait: bool = True, url: str = "", **settings: str) -> Running:
+        """Start it; by default its first look is over."""
+
+
+def starter(folder: Path, at: str) -> Iterator[Start]:
+    """Start daemons in `folder` on the database `at`; stop them in the end."""
+    (folder / "inbox").mkdir(exist_ok=True)
+    with ExitStack() as running:
+
+        def start(*, wait: bool = True, url: str = "", **settings: str) -> Running:
+            usual = {"WATCH__SETTLE_SECONDS": str(SETTLE_SECONDS), "WATCH__POLL_SECONDS": "0.3"}
+            named = {f"INGESTD_{name}": value for name, value in (usual | settings).items()}
+            daemon = Running(folder, url or at, named)
+            running.callback(lambda: daemon.process.poll() is None and daemon.stop())
+            return daemon.wait_until_ready() if wait else daemon
+
+        yield start
+
+
+@pytest.fixture
+def sqlite_url(databases: Databases) -> Iterator[str]:
+    """SQLite alone, where the database makes no difference."""
+    with databases.fresh("sqlite") as url:
+        yield url
+
+
+@pytest.fixture
+def start(sqlite_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a daemon on SQLite."""
+    yield from starter(tmp_path, sqlite_url)
+
+
+@pytest.fixture
+def start_on_each(migrated_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a daemon on SQLite in one run, on PostgreSQL in the next."""
+    yield from starter(tmp_path, migrated_url)
+
+
+def jobs_on(url: str) -> list[FileProcessing]:
+    """All jobs there."""
+    with open_sessions(url) as sessions, sessions() as session:
+        return list(session.scalars(select(FileProcessing).order_by(FileProcessing.path)))
+
+
+def states_on(url: str) -> list[tuple[str, str, int]]:
+    """Name, state and stored rows of all jobs."""
+    return [(job.path, job.status, job.rows_stored) for job in jobs_on(url)]
+
+
+def is_empty(inbox: Path) -> bool:
+    """Whether no file is left."""
+    return not any(path.is_file() for path in inbox.rglob("*"))
+
+
+# Arriving -----------------------------------------------------------------------------------
+
+
+def copied(inbox: Path, name: str, content: bytes, outside: Path) -> None:
+    """Cp."""
+    (outside / name).write_bytes(content)
+    shutil.copyfile(outside / name, inbox / name)
+
+
+def moved(inbox: Path, name: str, content: bytes, outside: Path) -> None:
+    """Mv from the same file system."""
+    (outside / name).write_bytes(content)
+    (outside / name).rename(inbox / name)
+
+
+def renamed(inbox: Path, name: str, content: bytes, _outside: Path) -> None:
+    """Write under another name, then rename."""
+    (inbox / f"{name}.tmp").write_bytes(content)
+    time.sleep(1.5 * SETTLE_SECONDS)
+    (inbox / f"{name}.tmp").rename(inbox / name)
+
+
+def linked(inbox: Path, name: str, content: bytes, outside: Path) -> None:
+    """A hard link."""
+    (outside / name).write_bytes(content)
+    (inbox / name).hardlink_to(outside / name)
+
+
+def in_new_folders(inbox: Path, name: str, content: bytes, _outside: Path) -> None:
+    """Mkdir -p, and write at once."""
+    folder = inbox / "90 - Край" / "Выборы" / "Округ №1_3"
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(content)
+
+
+def folder_moved_in(inbox: Path, name: str, content: bytes, outside: Path) -> None:
+    """A whole folder, moved in."""
+    (outside / "folder").mkdir()
+    (outside / "folder" / name).write_bytes(content)
+    (outside / "folder").rename(inbox / "folder")
+
+
+def written_slowly(inbox: Path, name: str, content: bytes, _outside: Path) -> None:
+    """A little at a time, flushed each time."""
+    with (inbox / name).open("wb", buffering=0) as stream:
+        for line in content.splitlines(keepends=True):
+            stream.write(line)
+            time.sleep(0.2)
+
+
+def written_with_a_long_break(inbox: Path, name: str, content: bytes, _outside: Path) -> None:
+    """The writer holds the file open and says nothing for longer than the settle time."""
+    middle = content.index(b"\n") + 1
+    with (inbox / name).open("wb", buffering=0) as stream:
+        stream.write(content[:middle])
+        time.sleep(3 * SETTLE_SECONDS)
+        stream.write(content[middle:])
+
+
+def opened_again_and_again(inbox: Path, name: str, content: bytes, _outside: Path) -> None:
+    """A writer that closes the file after each line."""
+    for line in content.splitlines(keepends=True):
+        with (inbox / name).open("ab") as stream:
+            stream.write(line)
+        time.sleep(0.2)
+
+
+WAYS = (
+    copied,
+    moved,
+    renamed,
+    linked,
+    in_new_folders,
+    folder_moved_in,
+    written_slowly,
+    written_with_a_long_break,
+    opened_again_and_again,
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_every_way_of_arriving_gives_one_job(
+    start: Start,
+    sqlite_url: str,
+    voting: Voting,
+    tmp_path: Path,
+    way: Callable[[Path, str, bytes, Path], None],
+) -> None:
+    """And all of its rows: nothing is read early, nothing is missed, nothing is read twice."""
+    daemon = start()
+    (tmp_path / "outside").mkdir()
+    way(daemon.inbox, voting.name(8), csv_of(voting.ballots(8, 4)), tmp_path / "outside")
+    soon(lambda: is_empty(daemon.inbox))
+    time.sleep(2 * SETTLE_SECONDS)
+    (job,) = jobs_on(sqlite_url)
+    assert ("completed", 8) == (job.status, job.rows_stored)
+    assert job.evidence
+
+
+def test_files_are_found_without_events(
+    start_on_each: Start, migrated_url: str, voting: Voting
+) -> None:
+    """The full look finds all that events would have told."""
+    daemon = start_on_each(WATCH__EVENTS="false")
+    (daemon.inbox / "new").mkdir()
+    (daemon.inbox / "new" / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 4)))
+    (daemon.inbox / "hours.zip").write_bytes(
+        zip_of({voting.name(hour): csv_of(voting.ballots(hour, 2)) for hour in (9, 10)})
+    )
+    soon(lambda: is_empty(daemon.inbox))
+    assert ["completed"] * 3 == [job.status for job in jobs_on(migrated_url)]
+    with open_sessions(migrated_url) as sessions:
+        assert [] == unsound(sessions)
+
+
+def test_files_that_are_there_at_the_start_are_taken(
+    start_on_each: Start, migrated_url: str, voting: Voting, tmp_path: Path
+) -> None:
+    """Also those in folders."""
+    (tmp_path / "inbox" / "folder").mkdir()
+    for folder, hour in ((".", 8), ("folder", 9)):
+        path = tmp_path / "inbox" / folder / voting.name(hour)
+        path.write_bytes(csv_of(voting.ballots(hour, 2)))
+    daemon = start_on_each()
+    soon(lambda: is_empty(daemon.inbox))
+    assert [("completed", 4)] * 2 == [(job[1], job[2]) for job in states_on(migrated_url)]
+    assert 0 == daemon.stop()
+
+
+def test_left_files_are_taken_once(start: Start, sqlite_url: str, voting: Voting) -> None:
+    """With `after = leave` they stay, also through a restart."""
+    daemon = start(WATCH__AFTER="leave")
+    (daemon.inbox / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 2)))
+    soon(lambda: daemon.log("file_ingested"))
+    daemon.stop()
+    daemon = start(WATCH__AFTER="leave")
+    (daemon.inbox / voting.name(9)).write_bytes(csv_of(voting.ballots(9, 2)))
+    soon(lambda: len(daemon.log("file_ingested")) == 2)
+    time.sleep(2 * SETTLE_SECONDS)
+    assert 2 == len(daemon.log("file_ingested")) == len(jobs_on(sqlite_url))
+    assert 2 == len(list(daemon.inbox.iterdir()))
+
+
+def test_odd_files_are_said_or_taken_but_never_stop_it(
+    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path
+) -> None:
+    """A pipe, a link, a name that is no text, a line break in a name."""
+    (tmp_path / "secret.csv").write_bytes(csv_of(voting.ballots(7, 2)))
+    daemon = start()
+    os.mkfifo(daemon.inbox / voting.name(5))
+    (daemon.inbox / voting.name(6)).symlink_to(tmp_path / "secret.csv")
+    (daemon.inbox / "loop").symlink_to(daemon.inbox)
+    names = [b"\xd0\xff " + voting.name(8).encode(), b"a\nb\x1b[31m " + voting.name(9).encode()]
+    for hour, name in enumerate(names, start=8):
+        (daemon.inbox / os.fsdecode(name)).write_bytes(csv_of(voting.ballots(hour, 2)))
+    soon(lambda: len(daemon.log("file_ingested")) == 2)
+    soon(lambda: len(list(daemon.inbox.iterdir())) == 3)
+    assert {b"\xd0\xff ", b"a\nb\x1b[31m "} == {
+        os.fsencode(path.name).split(voting.contract.encode())[0]
+        for path in (tmp_path / "archive").iterdir()
+    }
+    assert [("completed", 4)] * 2 == [(job[1], job[2]) for job in states_on(sqlite_url)]
+    said = [line["path"] for line in daemon.log("not_a_regular_file")]
+    assert sorted([voting.name(5), voting.name(6), "loop"]) == sorted(said)
+
+
+# Being stopped and told ---------------------------------------------------------------------
+
+
+def is_in_work(url: str, least: int = 1) -> bool:
+    """Whether a job has some of its rows in the tables."""
+    return any(job.status == "processing" and job.rows_read >= least for job in jobs_on(url))
+
+
+@pytest.fixture(scope="module")
+def long_file() -> tuple[str, bytes]:
+    """A file that is long enough to be stopped in."""
+    voting = Voting()
+    return voting.name(8), csv_of(voting.ballots(8, 4_000))
+
+
+def test_sigterm_in_a_file_stops_at_a_batch_and_the_next_start_goes_on(
+    start_on_each: Start, migrated_url: str, long_file: tuple[str, bytes], tmp_path: Path
+) -> None:
+    """Quickly, and no line is read into the tables twice."""
+    name, content = long_file
+    (tmp_path / "inbox" / name).write_bytes(content)
+    daemon = start_on_each(wait=False, INGEST__BATCH_ROWS="50")
+    soon(lambda: is_in_work(migrated_url))
+    started = time.monotonic()
+    assert 0 == daemon.stop()
+    assert time.monotonic() - started < 3
+    (job,) = jobs_on(migrated_url)
+    assert ("pending", 0, None) == (job.status, job.attempts, job.owner)
+    assert 0 < job.rows_read < 8_000
+    assert 0 == job.rows_read % 50
+    start_on_each(INGEST__BATCH_ROWS="5000")
+    soon(lambda: is_empty(tmp_path / "inbox"))
+    (job,) = jobs_on(migrated_url)
+    assert ("completed", 8_000, 8_000, 0) == (
+        job.status,
+        job.rows_read,
+        job.rows_stored,
+        job.rows_known,
+    )
+    with open_sessions(migrated_url) as sessions:
+        assert [] == unsound(sessions)
+
+
+def test_a_queued_file_that_was_deleted_has_vanished(
+    start: Start, sqlite_url: str, long_file: tuple[str, bytes], tmp_path: Path
+) -> None:
+    """One log line, no row left, nothing stuck."""
+    name, content = long_file
+    (tmp_path / "inbox" / name).write_bytes(content)
+    daemon = start(wait=False, INGEST__BATCH_ROWS="50")
+    soon(lambda: is_in_work(sqlite_url))
+    daemon.stop()
+    (tmp_path / "inbox" / name).unlink()
+    daemon = start()
+    soon(lambda: daemon.log("file_vanished"))
+    time.sleep(1)
+    assert 1 == len(daemon.log("file_vanished"))
+    assert [(name, "vanished", 0)] == states_on(sqlite_url)
+    with open_sessions(sqlite_url) as sessions, sessions() as session:
+        assert [] == list(session.scalars(select(Transaction.id)))
+
+
+def test_sighup_with_a_broken_configuration_keeps_the_old_one(
+    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path
+) -> None:
+    """It says what is wrong, and goes on."""
+    config = tmp_path / "ingestd.toml"
+    config.write_text("[ingest]\nbatch_rows = 7\n")
+    daemon = start(CONFIG=str(config))
+    config.write_text("[ingest]\nbatch_rows = 'many'\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    soon(lambda: daemon.log("configuration_refused"))
+    assert "batch_rows" in daemon.log("configuration_refused")[0]["error"]
+    (daemon.inbox / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 2)))
+    soon(lambda: is_empty(daemon.inbox))
+    assert [(voting.name(8), "completed", 4)] == states_on(sqlite_url)
+    assert 0 == daemon.stop()
+
+
+def test_sighup_reads_the_configuration_again(
+    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path
+) -> None:
+    """A file that was refused by the old error budget passes the new one."""
+    config = tmp_path / "ingestd.toml"
+    config.write_text("[ingest]\nmax_reject_rows = 0\nmax_reject_ratio = 0\n")
+    daemon = start(CONFIG=str(config))
+    content = csv_of([*voting.ballots(8, 2), "torn"])
+    (daemon.inbox / voting.name(8)).write_bytes(content)
+    soon(lambda: daemon.log("file_quarantined"))
+    config.write_text("[ingest]\nmax_reject_rows = 1\n")
+    daemon.process.send_signal(signal.SIGHUP)
+    soon(lambda: daemon.log("configuration_reloaded"))
+    (daemon.inbox / voting.name(8)).write_bytes(content)
+    soon(lambda: daemon.log("file_ingested"))
+    assert [(voting.name(8), "completed", 4)] == states_on(sqlite_url)
+
+
+# The database -------------------------------------------------------------------------------
+
+
+def test_a_database_that_is_down_at_the_start_is_waited_for(
+    databases: Databases, postgresql: PostgreSQL, tmp_path: Path, voting: Voting
+) -> None:
+    """The inbox is the queue; one log line a minute at most."""
+    (tmp_path / "inbox").mkdir()
+    socket = Path(f"/tmp/{tmp_path.name}-{os.getpid()}")
+    with databases.fresh("postgresql") as url:
+        away = make_url(url).update_query_dict({"host": str(socket)}, append=False)
+        starting = starter(tmp_path, away.render_as_string(hide_password=False))
+        daemon = next(starting)(wait=False)
+        (tmp_path / "inbox" / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 2)))
+        soon(lambda: daemon.log("storage_away"))
+        time.sleep(2)
+        assert 1 == len(daemon.log("storage_away"))
+        assert not is_empty(daemon.inbox)
+        try:
+            socket.symlink_to(postgresql.socket_folder)
+            soon(lambda: is_empty(daemon.inbox), seconds=40)
+        finally:
+            socket.unlink()
+        assert [(voting.name(8), "completed", 4)] == states_on(url)
+        assert 0 == daemon.stop()
+        assert next(starting, None) is None
+
+
+@pytest.mark.parametrize("times", [3])
+def test_a_database_that_breaks_off_in_a_file_burns_no_attempt(
+    databases: Databases, long_file: tuple[str, bytes], tmp_path: Path, times: int
+) -> None:
+    """Its sessions are killed again and again; the file goes on at its checkpoint."""
+    name, content = long_file
+    with databases.fresh("postgresql") as url:
+        starting = starter(tmp_path, url)
+        begin = next(starting)
+        (tmp_path / "inbox" / name).write_bytes(content)
+        daemon = begin(wait=False, INGEST__BATCH_ROWS="100")
+        engine = make_engine(url)
+        for turn in range(1, times + 1):
+            soon(lambda least=1_000 * turn: is_in_work(url, least) or is_empty(daemon.inbox))
+            with engine.begin() as connection:
+                connection.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+        engine.dispose()
+        soon(lambda: is_empty(daemon.inbox), seconds=40)
+        (job,) = jobs_on(url)
+        assert ("completed", 0, 8_000) == (job.status, job.attempts, job.rows_stored)
+        assert 0 == daemon.stop()
+        assert next(starting, None) is None
+
+
+def test_a_locked_sqlite_database_is_waited_for(
+    start: Start, sqlite_url: str, voting: Voting
+) -> None:
+    """Somebody holds the write lock for longer than the busy time-out; nothing is lost."""
+    daemon = start(DATABASE__BUSY_TIMEOUT_SECONDS="0.2")
+    with sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        (daemon.inbox / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 2)))
+        soon(lambda: daemon.log("storage_away"))
+        locker.execute("ROLLBACK")
+    locker.close()
+    soon(lambda: is_empty(daemon.inbox))
+    (job,) = jobs_on(sqlite_url)
+    assert ("completed", 0, 4) == (job.status, job.attempts, job.rows_stored)
