@@ -34,7 +34,7 @@ from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, labe
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.read import ReadLimits, stamp_of
 from ingestd.pipeline.trial import TrialFile
-from ingestd.pipeline.watch import Seen, Settling, Watcher, scan
+from ingestd.pipeline.watch import Seen, Settling, Watcher, is_open_for_writing, scan
 
 log = structlog.get_logger()
 
@@ -315,6 +315,8 @@ class Daemon:
         for found in ready:
             if self.ingest.should_stop():
                 return taken
+            if is_open_for_writing(found.path):
+                continue
             taken |= self._take(found)
         self.ingest.note_missing(root)
         return taken

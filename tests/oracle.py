@@ -56,11 +56,9 @@ def snapshot(sessions: Sessions) -> Snapshot:
         }
 
 
-def _rows(
-    session: Session, table: Table, *, leave_out: Iterable[str] = ()
-) -> dict[Hashable, Row]:
+def _rows(session: Session, table: Table, *, leave_out: Iterable[str] = ()) -> dict[Hashable, Row]:
     columns = [column for column in table.c if column.name not in set(leave_out)]
-    return {row.id: dict(row._mapping) for row in session.execute(select(*columns))}
+    return {row["id"]: dict(row) for row in session.execute(select(*columns)).mappings()}
 
 
 def differences(one: Snapshot, other: Snapshot, *, most: int = 20) -> list[str]:
@@ -149,7 +147,10 @@ def _lines_twice(session: Session) -> Iterator[str]:
 def _strangers(session: Session) -> Iterator[str]:
     """A row's file and constituency are there, though no foreign key holds them."""
     columns = table_of(Transaction).c
-    for column, table in ((columns.file_id, FileProcessing), (columns.constituency_id, Constituency)):
+    for column, table in (
+        (columns.file_id, FileProcessing),
+        (columns.constituency_id, Constituency),
+    ):
         number = session.scalar(
             select(func.count()).where(column.not_in(select(table_of(table).c.id)))
         )

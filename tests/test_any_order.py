@@ -49,7 +49,7 @@ plans = st.builds(
         st.just(defect_names()),
         st.sets(st.sampled_from(defect_names())).map(lambda names: tuple(sorted(names))),
     ),
-    transactions_in_truth=st.just(True),  # noqa: FBT003 - a strategy of one value
+    transactions_in_truth=st.just(True),
 )
 
 

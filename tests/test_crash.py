@@ -101,16 +101,14 @@ def contents(*folders: Path) -> Counter[str]:
 
 
 @pytest.fixture(scope="module", params=["csv", "zip-of-zips"])
-def packed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Simulated:
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     """Many small files and some of many batches, bare or in ZIPs."""
     packing: Packing = request.param
     plan = Plan(
         seed=77,
-        constituencies=2,
+        constituencies=1,
         hours=4,
-        rolls=(150, 300),
+        rolls=(400,),
         options=(2,),
         packing=packing,
         whole=True,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -424,7 +425,8 @@ def test_a_database_that_is_down_at_the_start_is_waited_for(
 ) -> None:
     """The inbox is the queue; one log line a minute at most."""
     (tmp_path / "inbox").mkdir()
-    socket = Path(f"/tmp/{tmp_path.name}-{os.getpid()}")
+    # The path of a Unix socket is 107 bytes at most: too short for `tmp_path`.
+    socket = postgresql.socket_folder.parent / f"ingestd-back-{os.getpid()}"
     with databases.fresh("postgresql") as url:
         away = make_url(url).update_query_dict({"host": str(socket)}, append=False)
         starting = starter(tmp_path, away.render_as_string(hide_password=False))
@@ -457,7 +459,7 @@ def test_a_database_that_breaks_off_in_a_file_burns_no_attempt(
         daemon = begin(wait=False, INGEST__BATCH_ROWS="100")
         engine = make_engine(url)
         for turn in range(1, times + 1):
-            soon(lambda least=1_000 * turn: is_in_work(url, least) or is_empty(daemon.inbox))
+            soon(partial(is_in_work, url, 1_000 * turn))
             with engine.begin() as connection:
                 connection.execute(
                     text(

@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,9 +30,11 @@ from ingestd.models import (
     Transaction,
     table_of,
 )
-from ingestd.pipeline import ingest as ingest_module
 from ingestd.pipeline import stats
 from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.load import Loaded, load_batch
+from ingestd.pipeline.sightings import FileRef
+from ingestd.pipeline.validate import Record
 
 from .conftest import Clock, DropFile, Simulated, Voting, csv_of, rolled_back, tx_of, zip_of
 from .oracle import snapshot, unsound, untrue
@@ -539,7 +542,7 @@ def test_the_archive_may_be_on_another_file_system(
 ) -> None:
     """Copied, made safe, renamed; no stub stays, and the original's time is kept."""
     if elsewhere.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("/dev/shm and the temporary folder are one file system here")
+        pytest.skip("all temporary folders are on one file system here")
     ingest.terms = replace(ingest.terms, archive=elsewhere)
     content = csv_of(voting.ballots(8, 1))
     for name in (f"{FOLDERS}/{voting.name(8)}", f"{FOLDERS}/{voting.name(8)}"):
@@ -605,16 +608,16 @@ def test_a_file_that_changes_while_it_is_read_is_undone_and_read_anew(
             with found.path.open("ab") as stream:
                 stream.write(csv_of(grown))
 
+    def grow_and_go_on() -> bool:
+        grow()
+        return False
+
     if batch_rows == 3:
         ingest.on_progress = grow
     else:
-        # A file of one batch changes between its hash and its rows.
-        hash_of = ingest_module.sha256_of
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ingest_module, "sha256_of", lambda stream: (hash_of(stream), grow())[0])
-            assert [] == ingest.take(found)
-    if batch_rows == 3:
-        assert [] == ingest.take(found)
+        # In a file of one batch, this is asked between its hash and its rows.
+        ingest.should_stop = grow_and_go_on
+    assert [] == ingest.take(found)
     assert 1 == len(grown)
     assert [0, 0] == [count(sessions, model) for model in (Transaction, HourlyStats)]
     (job,) = ingest.take(found)
@@ -632,15 +635,8 @@ def test_a_database_that_is_away_burns_no_attempt(
     """The same work is done later, from the checkpoint."""
     ingest.terms = replace(ingest.terms, batch_rows=5)
     found = drop_file(voting.name(8), voting.ballots(8, 10))
-    load, calls = ingest_module.load_batch, iter(range(100))
-
-    def load_or_fail(*arguments: object) -> object:
-        if next(calls) == 2:
-            raise OperationalError("INSERT", {}, OSError("disk I/O error")) from None
-        return load(*arguments)  # type: ignore[arg-type]  # passed on as they came
-
-    monkeypatch.setattr(ingest_module, "load_batch", load_or_fail)
-    monkeypatch.setattr(ingest_module, "is_transient", lambda _error: True)
+    breaks = Breaks(monkeypatch, at=lambda call, _line: call == 3)
+    breaks.error = OperationalError("INSERT", {}, sqlite3.OperationalError("disk I/O error"))
     with pytest.raises(StorageFault):
         ingest.take(found)
     assert (0, 10) == (the(sessions, found.label).attempts, the(sessions, found.label).rows_read)
@@ -649,32 +645,42 @@ def test_a_database_that_is_away_burns_no_attempt(
     assert [] == unsound(sessions)
 
 
+class Breaks:
+    """Loads batches, and breaks on purpose at some of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: Callable[[int, int], bool]) -> None:
+        """Break where `at` (number of the call, first line of the batch) says so."""
+        self.at, self.lines, self.broken = at, list[int](), 0
+        self.error: Exception = ZeroDivisionError("poison")
+        monkeypatch.setattr("ingestd.pipeline.ingest.load_batch", self)
+
+    def __call__(self, session: Session, file: FileRef, records: Sequence[Record]) -> Loaded:
+        """Load, or break."""
+        self.lines.append(records[0].line)
+        if self.at(len(self.lines), records[0].line):
+            self.broken += 1
+            raise self.error
+        return load_batch(session, file, records)
+
+
 @pytest.mark.parametrize("broken_batch", [0, 2])
 def test_a_poison_file_is_quarantined_after_its_attempts(
     sessions: Sessions,
     ingest: Ingest,
     drop_file: DropFile,
-    voting: Voting,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     broken_batch: int,
 ) -> None:
     """Failed, waited, failed, waited longer, given up; wherever in the file it breaks."""
+    voting = Voting()
     ingest.terms = replace(ingest.terms, batch_rows=5, attempts=3, retry_seconds=30)
     found = drop_file(voting.name(8), voting.ballots(8, 10))
-    load, tried = ingest_module.load_batch, []
-
-    def load_or_break(session: Session, file: object, records: list[object]) -> object:
-        if records[0].line == 5 * broken_batch + 1:  # type: ignore[attr-defined]  # a record
-            tried.append(clock.now)
-            raise ZeroDivisionError("poison")
-        return load(session, file, records)  # type: ignore[arg-type]  # passed on as they came
-
-    monkeypatch.setattr(ingest_module, "load_batch", load_or_break)
+    breaks = Breaks(monkeypatch, at=lambda _call, line: line == 5 * broken_batch + 1)
     states = []
     for seconds in (0, 29, 2, 58, 3, 1_000):
         clock.advance(seconds)
-        states += [(len(tried), job.status, job.attempts) for job in ingest.take(found)]
+        states += [(breaks.broken, job.status, job.attempts) for job in ingest.take(found)]
         if not found.path.exists():
             break
     assert [
@@ -700,20 +706,12 @@ def test_a_file_that_failed_once_goes_on_at_its_checkpoint(
     """What was committed before the failure is not done again."""
     ingest.terms = replace(ingest.terms, batch_rows=5)
     found = drop_file(voting.name(8), voting.ballots(8, 10))
-    load, lines = ingest_module.load_batch, []
-
-    def load_or_break(session: Session, file: object, records: list[object]) -> object:
-        lines.append(records[0].line)  # type: ignore[attr-defined]  # a record
-        if len(lines) == 3:
-            raise ZeroDivisionError("once")
-        return load(session, file, records)  # type: ignore[arg-type]  # passed on as they came
-
-    monkeypatch.setattr(ingest_module, "load_batch", load_or_break)
+    breaks = Breaks(monkeypatch, at=lambda call, _line: call == 3)
     ingest.take(found)
     clock.advance(1_000)
     (job,) = ingest.take(found)
     assert ("completed", 20) == (job.status, job.rows_stored)
-    assert [1, 6, 11, 11, 16] == lines
+    assert [1, 6, 11, 11, 16] == breaks.lines
     assert [] == unsound(sessions)
 
 
@@ -792,7 +790,7 @@ def test_a_full_archive_leaves_the_file_and_its_rows_where_they_are(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module.archive, "put_away", full)
+        patch.setattr("ingestd.pipeline.archive.put_away", full)
         with pytest.raises(OSError, match="No space"):
             ingest.take(found)
     assert ("completed", 4) == (the(sessions, found.label).status, count(sessions, Transaction))

@@ -428,7 +428,10 @@ def test_a_ballot_belongs_to_the_first_slot_that_still_holds_it_in_any_order(
 ) -> None:
     """It moves on to the next slot when the first one is published without it."""
     vote = voting.vote(485)
-    eight, again = (voting.name(8), [voting.issue(484), vote]), (voting.name(8), [voting.issue(486)])
+    eight, again = (
+        (voting.name(8), [voting.issue(484), vote]),
+        (voting.name(8), [voting.issue(486)]),
+    )
     nine = (voting.name(9), [vote])
     orders = [[eight, again, nine], [eight, nine, again], [nine, eight, again]]
     first, *others = [tables_of(databases, order, drop_file, clock) for order in orders]

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import pytest
 
 from ingestd.pipeline import rules
-from ingestd.pipeline.load import Event, SeenFile, decide
 from ingestd.pipeline.rules import Content, Republication, SlotCount, Totals
 from ingestd.pipeline.stats import Revote
+from ingestd.pipeline.verdict import Event, SeenFile, decide
 
 EIGHT, NINE, TEN = (f"2024-09-06_{hour:02d}00-{hour + 1:02d}00" for hour in (8, 9, 10))
 NOON = datetime(2024, 9, 6, 12, tzinfo=UTC)

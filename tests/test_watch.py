@@ -74,10 +74,19 @@ def test_a_file_is_complete_when_it_stays_equal_long_enough() -> None:
     assert ("stable", root / "a.csv") == (found.evidence, found.path)
 
 
-def test_a_file_that_was_closed_or_renamed_is_complete_at_once() -> None:
-    """Events are evidence; waiting is for files that came without."""
+def test_a_file_that_was_renamed_is_complete_at_once() -> None:
+    """Nobody renames what is not yet written."""
     settling = Settling(settle_seconds=60)
-    (found,) = settling.complete(Path("/in"), [look("1")], {Path("a.csv"): "closed"}, 0)
+    (found,) = settling.complete(Path("/in"), [look("1")], {Path("a.csv"): "renamed"}, 0)
+    assert "renamed" == found.evidence
+
+
+def test_a_file_that_was_closed_must_settle_all_the_same() -> None:
+    """Many writers close a file and open it again for the next rows."""
+    settling = Settling(settle_seconds=60)
+    hints = {Path("a.csv"): "closed"}
+    assert [] == settling.complete(Path("/in"), [look("1")], hints, 0)
+    (found,) = settling.complete(Path("/in"), [look("1")], hints, 60)
     assert "closed" == found.evidence
 
 

@@ -21,11 +21,12 @@ from ingestd.db import AnyRow, is_postgresql
 from ingestd.job_state import DELIVERED, JobState
 from ingestd.models import Alert, Constituency, FileProcessing, HourlyStats, Sighting, table_of
 from ingestd.pipeline import rules
-from ingestd.pipeline.load import (
+from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
+from ingestd.pipeline.sightings import events_of, seen_files
+from ingestd.pipeline.stats import Revote, revotes_around
+from ingestd.pipeline.touched import (
     ON_CHAIN,
     WITHDRAWN,
-    Event,
-    SeenFile,
     Touched,
     chunks,
     content,
@@ -33,9 +34,8 @@ from ingestd.pipeline.load import (
     sighting,
     transaction,
 )
-from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
-from ingestd.pipeline.stats import Revote, revotes_around
 from ingestd.pipeline.validate import OPERATIONS, constituency_prefix
+from ingestd.pipeline.verdict import Event, SeenFile
 
 _NAMES = uuid.UUID("2b0f8d1c-93f1-5c36-8c55-6a3f0a4f1c07")
 _NOT_BALLOTS = transaction.c.type.not_in(("vote", "blindSigIssue"))
@@ -271,7 +271,7 @@ def _rewritten(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
     findings: list[Finding] = []
     for chunk in chunks(ids):
         histories = _histories(session, chunk)
-        files = _seen_files(session, histories)
+        files = _files_in(session, histories)
         contents = _contents(session, chunk)
         for row in _rows(session, chunk, "tx_id", "timestamp"):
             # What a superseded publication said is `slot_republished`'s matter.
@@ -296,32 +296,18 @@ def _rows(session: Session, ids: Sequence[uuid.UUID], *names: str) -> Sequence[A
 
 def _histories(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Event]]:
     """All events of each transaction, explicit and implicit."""
-    events: dict[uuid.UUID, dict[tuple[uuid.UUID, int], Event]] = {key: {} for key in ids}
-    for row in session.execute(select(sighting).where(sighting.c.transaction_id.in_(ids))):
-        event = Event(row.file_id, row.line_number, row.sign, row.content_hash)
-        events[row.transaction_id][row.file_id, row.line_number] = event
+    events = events_of(session, ids)
     for row in _rows(session, ids, "file_id", "line_number", "content_hash"):
         event = Event(row.file_id, row.line_number, 1, row.content_hash)
-        events[row.id].setdefault((row.file_id, row.line_number), event)
-    return {key: list(known.values()) for key, known in events.items()}
+        events.setdefault(row.id, {}).setdefault((row.file_id, row.line_number), event)
+    return {key: list(events.get(key, {}).values()) for key in ids}
 
 
-def _seen_files(
+def _files_in(
     session: Session, histories: dict[uuid.UUID, list[Event]]
 ) -> dict[uuid.UUID, SeenFile]:
     ids = {event.file_id for events in histories.values() for event in events}
-    job = FileProcessing
-    return {
-        row.id: SeenFile(
-            row.is_cumulative, row.slot, row.publication, row.status != JobState.SUPERSEDED
-        )
-        for chunk in chunks(ids)
-        for row in session.execute(
-            select(job.id, job.is_cumulative, job.slot, job.publication, job.status).where(
-                job.id.in_(chunk)
-            )
-        )
-    }
+    return seen_files(session, ids)
 
 
 def _contents(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[bytes, Content]]:
@@ -361,7 +347,7 @@ def _withdrawn(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
     by_slot: dict[str, list[tuple[str, datetime]]] = {}
     for chunk in chunks(ids):
         histories = _histories(session, chunk)
-        files = _seen_files(session, histories)
+        files = _files_in(session, histories)
         for row in _rows(session, chunk, "tx_id", "timestamp"):
             slots = {files[event.file_id].slot for event in histories[row.id] if event.sign > 0}
             for slot in slots:

@@ -37,7 +37,7 @@ from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
 from ingestd.pipeline.ledger import Books, Delivery
-from ingestd.pipeline.load import FileRef, Touched, load_batch, recompute_file, undo_file
+from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.read import (
     Csv,
     ReadLimits,
@@ -46,7 +46,9 @@ from ingestd.pipeline.read import (
     open_source,
     sha256_of,
 )
+from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
 from ingestd.pipeline.slot import Place, Slot, contract_of_folders, parse_name, place_of
+from ingestd.pipeline.touched import Touched
 from ingestd.pipeline.validate import (
     Blank,
     Outcome,

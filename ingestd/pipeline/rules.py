@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from ingestd.pipeline.load import Event, SeenFile
 from ingestd.pipeline.slot import next_slot
 from ingestd.pipeline.stats import Revote
+from ingestd.pipeline.verdict import Event, SeenFile
 
 RULESET = "2026.1"
 MOST_LISTED = 20

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
 from ingestd.models import Constituency, Election, FileProcessing, HourlyStats, table_of
-from ingestd.pipeline.load import (
+from ingestd.pipeline.slot import Place
+from ingestd.pipeline.touched import (
     ON_CHAIN,
     ROLLED_BACK,
     Touched,
@@ -29,7 +30,6 @@ from ingestd.pipeline.load import (
     transaction,
     within,
 )
-from ingestd.pipeline.slot import Place
 
 _NAMES = uuid.UUID("0b5d4bb3-58a0-5b0e-8f0e-5f2b0d1c9a42")
 _COUNTED = {

@@ -1,14 +1,16 @@
 """Watching: a full re-scan finds the files; events are only a wake-up.
 
-A file is taken when it is complete by evidence: renamed into place, closed
-after writing, or equal in two looks `settle_seconds` apart. An event that is
-missed costs waiting time, never a file.
+A file is taken when it is complete by evidence: renamed into place, or equal
+in two looks `settle_seconds` apart; and when no process holds it open for
+writing. An event that is missed costs waiting time, never a file.
 """
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import os
+import signal
 import stat
 import threading
 from collections.abc import Iterator, Sequence
@@ -102,7 +104,8 @@ class Settling:
     ) -> list[Found]:
         """Give the complete files, oldest first (by mtime, then path); `now` in seconds.
 
-        A hint ("closed" or "renamed") is evidence at once; writing again takes it back.
+        A hint "renamed" is evidence at once; writing again takes it back. One that says
+        "closed" must settle all the same: many writers close a file and open it again.
         """
         looks: dict[Path, tuple[str, float]] = {}
         ready: list[tuple[Seen, str]] = []
@@ -112,7 +115,7 @@ class Settling:
                 since = now
             looks[file.relative] = (file.stamp, since)
             evidence = hints.get(file.relative)
-            if evidence or now - since >= self.settle_seconds:
+            if evidence == "renamed" or now - since >= self.settle_seconds:
                 ready.append((file, evidence or "stable"))
         self._looks = looks
         ready.sort(key=lambda pair: (pair[0].mtime_ns, str(pair[0].relative)))
@@ -122,6 +125,30 @@ class Settling:
     def waiting(self) -> int:
         """Files seen at the last look."""
         return len(self._looks)
+
+
+def is_open_for_writing(path: Path) -> bool:
+    """Ask Linux, by a read lease, whether any process still has a file open for writing.
+
+    Where nobody can tell (a network, somebody else's file) the answer is no: it has settled.
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=_open_without_waiting) as stream:
+            # A writer who comes this very moment is announced by a signal, by default SIGIO,
+            # which would end us. SIGURG does nothing.
+            fcntl.fcntl(stream, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """What was a file a moment ago may be a pipe or a link now."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 class Wakeup(FileSystemEventHandler):

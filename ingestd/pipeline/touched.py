@@ -1,0 +1,104 @@
+"""What a change touches: hours and slots to count anew, and the statements' common words."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Table, and_, false, or_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from ingestd.db import is_postgresql
+from ingestd.models import Sighting, Transaction, TransactionContent, table_of
+
+transaction = table_of(Transaction)
+sighting = table_of(Sighting)
+content = table_of(TransactionContent)
+
+ACCEPTED, REJECTED, ROLLED_BACK, WITHDRAWN = "accepted", "rejected", "rolled_back", "withdrawn"
+ON_CHAIN = (ACCEPTED, REJECTED)
+
+CHUNK = 2_000
+"""Ids handled by one statement; far below both databases' limits on parameters."""
+
+_MOST_SPANS = 200
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Touched:
+    """Hours (since the epoch, UTC) and slots whose counts a change may have moved."""
+
+    hours: set[int] = field(default_factory=set)
+    slots: set[str] = field(default_factory=set)
+
+    def add(self, moment: datetime, slot: str | None) -> None:
+        """Note one transaction."""
+        self.hours.add(hour_of(moment))
+        if slot:
+            self.slots.add(slot)
+
+    def update(self, other: Touched) -> None:
+        """Take over what another step touched."""
+        self.hours |= other.hours
+        self.slots |= other.slots
+
+    def as_json(self) -> dict[str, Any]:
+        """Write it for the ledger."""
+        return {"hours": sorted(self.hours), "slots": sorted(self.slots)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Touched:
+        """Read it from the ledger."""
+        return cls(set(value.get("hours", ())), set(value.get("slots", ())))
+
+
+def within(constituency_id: uuid.UUID, hours: Iterable[int]) -> ColumnElement[bool]:
+    """Condition: transactions of a constituency whose time lies in one of `hours`."""
+    spans = [
+        and_(transaction.c.timestamp >= start_of(first), transaction.c.timestamp < start_of(last))
+        for first, last in spans_of(hours)
+    ]
+    return and_(transaction.c.constituency_id == constituency_id, or_(false(), *spans))
+
+
+def spans_of(hours: Iterable[int]) -> list[tuple[int, int]]:
+    """Fold hours into half-open spans; too many of them into a single one."""
+    spans: list[tuple[int, int]] = []
+    for hour in sorted(hours):
+        if spans and spans[-1][1] == hour:
+            spans[-1] = (spans[-1][0], hour + 1)
+        else:
+            spans.append((hour, hour + 1))
+    if len(spans) > _MOST_SPANS:
+        return [(spans[0][0], spans[-1][1])]
+    return spans
+
+
+def hour_of(moment: datetime) -> int:
+    """Number of the UTC hour since the epoch."""
+    return int(moment.timestamp() // 3600)
+
+
+def start_of(hour: int) -> datetime:
+    """First moment of an hour since the epoch."""
+    return datetime.fromtimestamp(hour * 3600, UTC)
+
+
+def chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """Cut into lists that one statement can take."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def insert_missing(session: Session, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert what is not there yet."""
+    if rows:
+        dialect = postgresql if is_postgresql(session) else sqlite
+        session.connection().execute(dialect.insert(table).on_conflict_do_nothing(), rows)

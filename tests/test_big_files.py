@@ -1,0 +1,167 @@
+"""Files larger than memory: flat memory, and a kill in the middle costs what was not committed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from ingestd.models import Constituency, FileProcessing, HourlyStats, Transaction, table_of
+from ingestd.simulate import Packing, Plan
+
+from .conftest import Databases, Simulated, open_sessions, simulated
+from .test_crash import ONCE, environment
+
+MIB = 1 << 20
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the real program: how it ended, and the most memory its processes held."""
+
+    status: int
+    most_mib: float
+    seconds: float
+
+
+def run_once(folder: Path, url: str, *, kill_at_line: int | None = None, **settings: str) -> Run:
+    """Run the real program on the inbox; SIGKILL it when the ledger has come to a line."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", ONCE],
+        env=environment(folder, url, **settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        most = looks = 0
+        while process.poll() is None:
+            most = max(most, memory_of_tree(process.pid))
+            looks += 1
+            if kill_at_line and looks % 10 == 0 and lines_read(url) >= kill_at_line:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.05)
+        errors = process.stderr.read().decode() if process.stderr else ""
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return Run(process.returncode, most / MIB, time.monotonic() - started)
+
+
+def memory_of_tree(pid: int) -> int:
+    """Resident bytes of a process and all below it."""
+    total = 0
+    with suppress(FileNotFoundError, ProcessLookupError):
+        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                total += memory_of_tree(int(child))
+    return total
+
+
+def lines_read(url: str) -> int:
+    """How far the ledger has come."""
+    with open_sessions(url) as sessions, sessions() as session:
+        return session.scalar(select(func.max(FileProcessing.rows_read))) or 0
+
+
+def check(url: str, election: Simulated) -> None:
+    """The one constituency is what the truth says: totals, hours, rows, books."""
+    ((contract, told),) = election.truth["constituencies"].items()
+    (record,) = election.truth["files"]
+    with open_sessions(url) as sessions, sessions() as session:
+        job = session.scalars(select(FileProcessing)).one()
+        found = session.scalars(select(Constituency)).one()
+        hours = {
+            f"{hour.hour:%Y-%m-%dT%H:00:00Z}": {name: getattr(hour, name) for name in counts}
+            for hour in session.scalars(select(HourlyStats))
+            for counts in [next(iter(told["hours"].values()))]
+        }
+        columns = table_of(Transaction).c
+        rows, lines = session.execute(
+            select(func.count(), func.count(columns.line_number.distinct()))
+        ).one()
+    assert ("completed", record["lines"]) == (job.status, job.rows_stored)
+    assert (record["lines"], record["lines"]) == (rows, lines)
+    assert told["hours"] == hours
+    assert (contract, told["bulletins_issued"], told["votes_cast"]) == (
+        found.contract_id,
+        found.bulletins_issued,
+        found.votes_cast,
+    )
+
+
+def whole_voting(folder: Path, packing: Packing, voters: int) -> Simulated:
+    """One file with the whole voting of one constituency."""
+    plan = Plan(
+        seed=3,
+        constituencies=1,
+        rolls=(voters,),
+        options=(2,),
+        hourly=False,
+        whole=True,
+        folders=False,
+        packing=packing,
+    )
+    return simulated(folder / "files", plan)
+
+
+def drop(election: Simulated, folder: Path) -> None:
+    """Put the file into the inbox: hard links cost no time."""
+    (folder / "inbox").mkdir()
+    for found in election.files:
+        (folder / "inbox" / found.relative).hardlink_to(found.path)
+
+
+@pytest.mark.parametrize("packing", ["csv", "zip"])
+def test_memory_does_not_grow_with_the_file(
+    databases: Databases, tmp_path: Path, packing: Packing
+) -> None:
+    """A file of 60 MB costs what one of three batches costs, but for what the allocator keeps."""
+    most = []
+    for voters in (6_000, 17_000):
+        folder = tmp_path / str(voters)
+        election = whole_voting(folder, packing, voters)
+        drop(election, folder)
+        with databases.fresh("sqlite") as url:
+            run = run_once(folder, url, INGESTD_DATABASE__SQLITE_CACHE_MB="4")
+            check(url, election)
+        most.append(run.most_mib)
+    assert most[1] < most[0] + 20
+
+
+@pytest.fixture(scope="module", params=["csv", "zip"])
+def two_gigabytes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Simulated]:
+    """A whole voting of half a million voters, about 2 GB of CSV."""
+    folder = tmp_path_factory.mktemp("two-gigabytes")
+    yield whole_voting(folder, request.param, 550_000)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_two_gigabytes_go_through_300_mib_and_a_kill_in_the_middle(
+    two_gigabytes: Simulated, migrated_url: str, tmp_path: Path
+) -> None:
+    """The second start goes on at the checkpoint: no line twice, none missing."""
+    drop(two_gigabytes, tmp_path)
+    (record,) = two_gigabytes.truth["files"]
+    first = run_once(tmp_path, migrated_url, kill_at_line=record["lines"] // 2)
+    assert -signal.SIGKILL == first.status
+    at = lines_read(migrated_url)
+    second = run_once(tmp_path, migrated_url)
+    print(f"{record['bytes']} bytes, killed at line {at} of {record['lines']}: {first}, {second}")
+    check(migrated_url, two_gigabytes)
+    assert record["lines"] / 2 <= at < record["lines"]
+    assert first.most_mib < 300
+    assert second.most_mib < 300
