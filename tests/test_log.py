@@ -50,7 +50,7 @@ def written(*, level: Level = "info", format: Format = "json", **values: object)
     return stream.getvalue()
 
 
-def logged(value: object) -> Any:  # noqa: ANN401 - whatever JSON can hold
+def logged(value: object) -> Any:
     """The value as a reader of the JSON log gets it."""
     return json.loads(written(value=value))["value"]
 
