@@ -201,7 +201,9 @@ class Limits(BaseModel):
     max_ratio: int = Field(
         default=200, ge=1, description="Unpacked bytes for each packed byte of a ZIP member."
     )
-    max_nesting: int = Field(default=3, ge=0, description="ZIPs inside ZIPs.")
+    max_nesting: int = Field(
+        default=3, ge=1, description="How deep ZIPs may lie in ZIPs, the outermost one counted."
+    )
     max_members: int = Field(default=100_000, ge=1, description="Members of one ZIP.")
     max_json_depth: int = Field(
         default=64, ge=1, le=1000, description="Levels of lists and objects in a JSON column."

@@ -98,6 +98,7 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         max_reject_rows=settings.ingest.max_reject_rows,
         max_reject_ratio=settings.ingest.max_reject_ratio,
         max_entries=settings.limits.max_entries,
+        max_json_depth=settings.limits.max_json_depth,
         raw_text_bytes=settings.limits.raw_text_bytes,
         attempts=settings.ingest.attempts,
         retry_seconds=settings.ingest.retry_seconds,

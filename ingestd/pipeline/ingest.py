@@ -75,6 +75,7 @@ class Terms:
     max_reject_rows: int
     max_reject_ratio: float
     max_entries: int
+    max_json_depth: int
     raw_text_bytes: int
     attempts: int
     retry_seconds: float
@@ -358,6 +359,7 @@ class Ingest:
             job.contract_id or "",
             file.constituency_id,
             max_entries=self.terms.max_entries,
+            max_json_depth=self.terms.max_json_depth,
             raw_text_bytes=self.terms.raw_text_bytes,
         )
         with source.open(csv) as stream:

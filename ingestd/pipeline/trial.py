@@ -77,6 +77,7 @@ def _read_through(
         tried.contract_id or "",
         uuid.UUID(int=0),
         max_entries=terms.max_entries,
+        max_json_depth=terms.max_json_depth,
         raw_text_bytes=terms.raw_text_bytes,
     )
     with source.open(csv) as stream:
