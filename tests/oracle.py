@@ -95,6 +95,7 @@ def unsound(sessions: Sessions) -> list[str]:
             *_unbalanced(session),
             *_lines_twice(session),
             *_wrong_hours(session),
+            *_wrong_slots(session),
             *_strangers(session),
         ]
 
@@ -230,6 +231,34 @@ def _said(operation: str, params: list[Row], keys: list[str]) -> Iterator[tuple[
 def _voters(params: list[Row]) -> int:
     hashes = next(entry for entry in params if entry["key"] == "userIdHashes")
     return len(json.loads(hashes["stringValue"]))
+
+
+def _wrong_slots(session: Session) -> Iterator[str]:
+    """What a job says of its slot is what the transactions say that it was the first to hold."""
+    columns = table_of(Transaction).c
+    counted = Counter(
+        (row.constituency_id, row.slot, name)
+        for row in session.execute(
+            select(
+                *(columns.constituency_id, columns.slot, columns.type, columns.status),
+                *(columns.raw_data, columns.operation_data),
+            )
+        )
+        if row.status in ("accepted", "rejected")
+        for name, _ in _said(row.type, row.raw_data, [one["key"] for one in row.operation_data])
+    )
+    for job in session.scalars(
+        select(FileProcessing).where(
+            FileProcessing.status == "completed",
+            FileProcessing.is_cumulative.is_(False),
+            FileProcessing.slot.is_not(None),
+        )
+    ):
+        key = (job.constituency_id, job.slot)
+        told = (job.slot_bulletins, job.slot_votes)
+        found = (counted[*key, "bulletins_issued"], counted[*key, "votes_cast"])
+        if told != found:
+            yield f"slot {job.slot} of {job.contract_id}: {told} on the job, {found} counted"
 
 
 # The truth ----------------------------------------------------------------------------------

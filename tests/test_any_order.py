@@ -32,7 +32,7 @@ QUICK = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-LONG = settings(QUICK, max_examples=25, derandomize=False)
+LONG = settings(QUICK, max_examples=12, derandomize=False)
 
 plans = st.builds(
     Plan,

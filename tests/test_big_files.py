@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from sqlalchemy import func, select
 from ingestd.models import Constituency, FileProcessing, HourlyStats, Transaction, table_of
 from ingestd.simulate import Packing, Plan
 
-from .conftest import Databases, Simulated, open_sessions, simulated
+from .conftest import DATABASES, Databases, Simulated, open_sessions, simulated
 from .test_crash import ONCE, environment
 
 MIB = 1 << 20
@@ -139,29 +138,28 @@ def test_memory_does_not_grow_with_the_file(
     assert most[1] < most[0] + 20
 
 
-@pytest.fixture(scope="module", params=["csv", "zip"])
-def two_gigabytes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Simulated]:
-    """A whole voting of half a million voters, about 2 GB of CSV."""
-    folder = tmp_path_factory.mktemp("two-gigabytes")
-    yield whole_voting(folder, request.param, 550_000)
-    shutil.rmtree(folder)
-
-
+# Each packing and each database once: all four pairs would take ten minutes.
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("packing", "kind"),
+    [pair for pair in (("csv", "sqlite"), ("zip", "postgresql")) if pair[1] in DATABASES],
+)
 def test_two_gigabytes_go_through_300_mib_and_a_kill_in_the_middle(
-    two_gigabytes: Simulated, migrated_url: str, tmp_path: Path
+    databases: Databases, tmp_path: Path, packing: Packing, kind: str
 ) -> None:
     """The second start goes on at the checkpoint: no line twice, none missing."""
-    drop(two_gigabytes, tmp_path)
-    (record,) = two_gigabytes.truth["files"]
-    first = run_once(tmp_path, migrated_url, kill_at_line=record["lines"] // 2)
-    assert -signal.SIGKILL == first.status
-    at = lines_read(migrated_url)
-    second = run_once(tmp_path, migrated_url)
-    print(f"{record['bytes']} bytes, killed at line {at} of {record['lines']}: {first}, {second}")
-    check(migrated_url, two_gigabytes)
+    election = whole_voting(tmp_path, packing, 550_000)
+    (record,) = election.truth["files"]
+    drop(election, tmp_path)
+    with databases.fresh(kind) as url:
+        first = run_once(tmp_path, url, kill_at_line=record["lines"] // 2)
+        at = lines_read(url)
+        second = run_once(tmp_path, url)
+        print(f"{record['bytes']} bytes, killed at line {at} of {record['lines']}: {first, second}")
+        check(url, election)
+    # pytest keeps the folders of the last three runs.
+    shutil.rmtree(tmp_path)
+    assert (-signal.SIGKILL, 0) == (first.status, second.status)
     assert record["lines"] / 2 <= at < record["lines"]
     assert first.most_mib < 300
     assert second.most_mib < 300

@@ -130,7 +130,7 @@ def undisturbed(packed: Simulated, databases: Databases) -> tuple[Snapshot, floa
 
 
 @pytest.mark.parametrize(
-    "kills", [6, pytest.param(40, marks=pytest.mark.slow)], ids=["few kills", "many kills"]
+    "kills", [6, pytest.param(20, marks=pytest.mark.slow)], ids=["few kills", "many kills"]
 )
 def test_kill_9_at_any_moment_changes_nothing(
     packed: Simulated,

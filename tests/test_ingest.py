@@ -739,17 +739,18 @@ def test_a_queued_file_that_is_taken_away_has_vanished_and_may_come_back(
 ) -> None:
     """Its rows leave the tables with it; the same bytes are read from the start."""
     ingest.terms = replace(ingest.terms, batch_rows=5)
-    found = drop_file(voting.name(8), voting.ballots(8, 10))
+    found = drop_file(f"folder/{voting.name(8)}", voting.ballots(8, 10))
     done: list[int] = []
     ingest.on_progress = lambda *_progress: done.append(1)
     ingest.should_stop = lambda: len(done) == 1
     with pytest.raises(StopRequested):
         ingest.take(found)
-    found.path.rename(tmp_path / "taken away")
+    # Its folder is moved: nothing about the file itself tells that it was away.
+    found.path.parent.rename(tmp_path / "taken away")
     assert 1 == ingest.note_missing(found.root)
     assert ("vanished", 0) == (the(sessions, found.label).status, count(sessions, Transaction))
     assert 0 == ingest.note_missing(found.root)
-    (tmp_path / "taken away").rename(found.path)
+    (tmp_path / "taken away").rename(found.path.parent)
     ingest.should_stop = lambda: False
     (job,) = ingest.take(found)
     assert ("completed", 20) == (job.status, job.rows_stored)

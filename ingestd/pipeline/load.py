@@ -106,9 +106,6 @@ class _Batch:
             self.events.append(_event_row(self.file, record))
             self.loaded.known += record.sign > 0
             self.loaded.rollbacks += record.sign < 0
-            if record.values is not None and not self.file.is_cumulative:
-                # Its slot may come to own this ballot later and must then know its hour.
-                self.loaded.touched.add(record.values["timestamp"], None)
             if record.sign > 0 and record.content_hash != shown_hash:
                 self.contents.append(_content_row(record))
 

@@ -111,7 +111,7 @@ def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> l
     if hours:
         counted = _count_hours(session, constituency_id, hours, revotes)
         _write_hours(session, constituency_id, hours, counted)
-    _count_slots(session, constituency_id, touched.slots)
+    _count_slots(session, constituency_id, touched)
     _total(session, constituency_id)
     return revotes
 
@@ -239,10 +239,14 @@ def _write_hours(
         session.connection().execute(update(hourly).where(hourly.c.id == bindparam("key")), changed)
 
 
-def _count_slots(session: Session, constituency_id: uuid.UUID, slots: set[str]) -> None:
-    """Recount the ballots whose first interval slot is one of `slots`; kept on the job there."""
+def _count_slots(session: Session, constituency_id: uuid.UUID, touched: Touched) -> None:
+    """Recount the ballots whose first interval slot was touched; kept on the job there.
+
+    A ballot of a slot may show the content that another file gave it, and so stand in an hour
+    that the slot's own file never saw: the slot's jobs remember the hours touched with it.
+    """
     t = transaction.c
-    for slot in sorted(slots):
+    for slot in sorted(touched.slots):
         jobs = session.execute(
             select(FileProcessing.id, FileProcessing.status, FileProcessing.touched).where(
                 FileProcessing.constituency_id == constituency_id,
@@ -251,11 +255,13 @@ def _count_slots(session: Session, constituency_id: uuid.UUID, slots: set[str]) 
                 FileProcessing.duplicate_of_id.is_(None),
             )
         ).all()
-        hours = {hour for job in jobs for hour in (job.touched or {}).get("hours", ())}
+        own = Touched(set(touched.hours), {slot})
+        for job in jobs:
+            own.update(Touched.from_json(job.touched))
         counted = session.execute(
             select(t.tally, func.count().label("number"))
             .where(
-                within(constituency_id, hours),
+                within(constituency_id, own.hours),
                 t.slot == slot,
                 on_chain,
                 t.tally.in_(("bulletin", "vote")),
@@ -266,7 +272,11 @@ def _count_slots(session: Session, constituency_id: uuid.UUID, slots: set[str]) 
         session.execute(
             update(FileProcessing)
             .where(FileProcessing.id.in_([job.id for job in jobs]))
-            .values(slot_bulletins=numbers.get("bulletin", 0), slot_votes=numbers.get("vote", 0))
+            .values(
+                slot_bulletins=numbers.get("bulletin", 0),
+                slot_votes=numbers.get("vote", 0),
+                touched=own.as_json(),
+            )
             .execution_options(synchronize_session=False)
         )
 
