@@ -64,7 +64,8 @@ def _tune_sqlite(engine: Engine, *, begin: str, cache_mb: int, synchronous: str)
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             f"cache_size = {-1024 * cache_mb}",
-            "temp_store = MEMORY",
+            # What a recount sorts or collects may be large: it spills to disk.
+            "temp_store = FILE",
             "foreign_keys = ON",
         ):
             connection.execute(f"PRAGMA {pragma}")

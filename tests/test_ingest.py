@@ -787,7 +787,7 @@ def test_a_full_archive_leaves_the_file_and_its_rows_where_they_are(
     """The rows are committed; the file is put away when there is room again."""
     found = drop_file(voting.name(8), voting.ballots(8, 2))
 
-    def full(*_arguments: object) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -800,6 +800,33 @@ def test_a_full_archive_leaves_the_file_and_its_rows_where_they_are(
     assert ("completed", 4) == (job.status, job.rows_stored)
     assert (tmp_path / "archive" / found.relative).exists()
     assert 1 == len(jobs_of(sessions))
+
+
+def test_a_crash_before_the_move_to_quarantine_leaves_one_reason(
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The reason is there before the file is, and the next start does not write it twice."""
+    found = drop_file(voting.name(8), ["torn"] * 30)
+    move = Path.rename
+
+    def broken(path: Path, target: Path) -> Path:
+        if path == found.path:
+            raise OSError(errno.EIO, "Input/output error")
+        return move(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            ingest.take(found)
+    reason = f"{found.relative}.reason.txt"
+    assert [reason] == [path.name for path in (tmp_path / "quarantine").iterdir()]
+    ingest.take(found)
+    names = {path.name for path in (tmp_path / "quarantine").iterdir()}
+    assert {str(found.relative), reason} == names
 
 
 def test_hours_are_written_anew_when_a_late_file_comes(

@@ -223,6 +223,22 @@ def test_an_earlier_publication_can_be_made_current(
     assert [] == unsound(sessions)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_copy_without_a_slot_in_its_name_holds_nothing_back(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, place: int
+) -> None:
+    """Whenever it comes: what the next publication leaves out is withdrawn."""
+    rows = voting.ballots(8, 3)
+    drops = [(voting.name(8), rows), (f"again/{voting.name(8)}", rows[2:])]
+    drops.insert(place, (f"{voting.contract}/hour.csv", rows))
+    for name, content in drops:
+        ingest.take(drop_file(name, content))
+    assert "withdrawn" == status_of(sessions, rows[0])
+    alerts = open_alerts(sessions)
+    assert {SLOT} == {alerts[rule].subject for rule in ("history_withdrawn", "slot_republished")}
+    assert [] == unsound(sessions)
+
+
 def test_only_a_superseded_publication_can_be_made_current(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:

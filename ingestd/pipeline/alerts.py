@@ -350,7 +350,7 @@ def _withdrawn(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
         files = _files_in(session, histories)
         for row in _rows(session, chunk, "tx_id", "timestamp"):
             slots = {files[event.file_id].slot for event in histories[row.id] if event.sign > 0}
-            for slot in slots:
+            for slot in slots - {None} or {None}:
                 by_slot.setdefault(slot or "-", []).append((row.tx_id, row.timestamp))
     return [rules.history_withdrawn(slot, rows) for slot, rows in sorted(by_slot.items())]
 

@@ -16,14 +16,19 @@ _REASON_SUFFIX = ".reason.txt"
 _MOST_NAME_BYTES = 255
 
 
-def put_away(path: Path, folder: Path, relative: Path) -> Path:
+def put_away(path: Path, folder: Path, relative: Path, *, reason: Sequence[str] = ()) -> Path:
     """Move `path` below `folder`, keeping its `relative` way; returns where it went.
+
+    The lines of a `reason` are written beside it, and first: a crash between
+    the two must not leave a file in quarantine that does not say why.
 
     Raises:
         OSError: the file stays where it is.
     """
     target = free_name(folder / relative)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if reason:
+        _write_reason(target, reason)
     try:
         path.rename(target)
     except OSError as error:
@@ -78,10 +83,13 @@ def _beside(target: Path, stem: str, tail: str) -> Path:
     return target.with_name(stem + tail)
 
 
-def write_reason(target: Path, lines: Sequence[str]) -> Path:
-    """Write beside a quarantined file why it was refused and what to do about it."""
-    reason = free_name(_beside(target, target.name, _REASON_SUFFIX))
+def _write_reason(target: Path, lines: Sequence[str]) -> None:
+    """Write why a file was refused and what to do; a crash may have left the same text here."""
+    text = "\n".join(lines) + "\n"
+    reason = _beside(target, target.name, _REASON_SUFFIX)
+    if reason.is_file() and reason.read_text(encoding="utf-8", errors="replace") == text:
+        return
+    reason = free_name(reason)
     partial = _beside(reason, f".{reason.name}", ".part")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.rename(reason)
-    return reason

@@ -472,6 +472,7 @@ class Ingest:
         publications = ledger.publications_of(session, job)
         if len(publications) > 1:
             self._supersede(session, publications, touched)
+        self._replace_slotless(session, job, touched)
         file = _file_ref(job)
         if file.slot and not file.is_cumulative:
             touched.slots.add(file.slot)
@@ -479,6 +480,14 @@ class Ingest:
         self._roll_up(session, file.constituency_id, touched, has_history=has_history)
         if job.attempt_counts is not None:  # it was refused once
             alerts.note_refused_file(session, job, now)
+
+    @staticmethod
+    def _replace_slotless(session: Session, job: FileProcessing, touched: Touched) -> None:
+        """Let a file that names its slot take the place of its twins that do not."""
+        for twin in ledger.slotless_twins(session, job):
+            ledger.move(session, twin, JobState.SUPERSEDED)
+            hours = Touched.from_json(twin.touched).hours
+            touched.update(recompute_file(session, _file_ref(twin), hours))
 
     @staticmethod
     def _supersede(session: Session, publications: list[FileProcessing], touched: Touched) -> None:
@@ -616,9 +625,8 @@ class Ingest:
             return jobs
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
-        target = archive.put_away(found.path, folder, found.relative)
-        if refused:
-            archive.write_reason(target, self._reasons(refused))
+        reason = self._reasons(refused) if refused else ()
+        target = archive.put_away(found.path, folder, found.relative, reason=reason)
         with self.sessions.begin() as session:
             ledger.note_archived(session, jobs, label_of(target))
         return jobs

@@ -428,6 +428,28 @@ def publications_of(session: Session, job: FileProcessing) -> list[FileProcessin
     )
 
 
+def slotless_twins(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """Find delivered jobs with a job's bytes but no slot in their name.
+
+    Had they come later they would be duplicates; so the one with the slot
+    takes their place.
+    """
+    if job.slot is None:
+        return []
+    return list(
+        session.scalars(
+            select(FileProcessing)
+            .where(
+                FileProcessing.sha256 == job.sha256,
+                FileProcessing.contract_id == job.contract_id,
+                FileProcessing.slot.is_(None),
+                FileProcessing.status == JobState.COMPLETED,
+            )
+            .order_by(FileProcessing.id)
+        )
+    )
+
+
 def renumber_as_newest(session: Session, job: FileProcessing) -> None:
     """Give a publication the number behind all others of its slot."""
     job.publication = _next_publication(session, job)
