@@ -184,6 +184,8 @@ def once(
                 settings, engine, is_archiving=is_archiving, should_stop=stop.is_set
             )
             _begin(ingest)
+            for root in {found.root for found in files}:
+                ingest.note_missing(root)
             total, done = sum(sizes.values()), 0
             for number, found in enumerate(files):
                 if stop.is_set():
@@ -226,7 +228,7 @@ def _within(  # noqa: PLR0913, PLR0917 - the parts of one progress line
 def _take_once(ingest: Ingest, found: Found, summary: Summary) -> None:
     try:
         jobs = ingest.take(found)
-    except (StorageFault, StopRequested, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
         summary.waiting.append(f"{found.label}: {str(error) or type(error).__name__}")
         return
     summary.add(jobs)
@@ -355,6 +357,11 @@ class Daemon:
             # One file on a bad sector, or an archive that is full, must not
             # keep all others waiting; it is tried again at every look.
             self._say_once(found, "file_not_taken", error=str(error))
+            return False
+        except StorageFault:
+            raise  # that concerns all files
+        except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
+            self._say_once(found, "file_not_taken", error=f"{type(error).__name__}: {error}")
             return False
         if jobs and all(job.status not in ("pending", "processing", "failed") for job in jobs):
             if not self.ingest.terms.is_archiving:

@@ -42,6 +42,9 @@ MOVES: dict[JobState, frozenset[JobState]] = {
 QUEUED = frozenset({_S.PENDING, _S.PROCESSING, _S.FAILED})
 """States that still ask for work."""
 
+PUT_AWAY = frozenset({_S.COMPLETED, _S.SUPERSEDED, _S.DUPLICATE, _S.QUARANTINED})
+"""States in which a job's file has nothing left to give and leaves the inbox."""
+
 DELIVERED = frozenset({_S.COMPLETED, _S.SUPERSEDED})
 """States whose rows are in the tables and whose books must balance."""
 

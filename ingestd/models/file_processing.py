@@ -92,7 +92,8 @@ class FileProcessing(Timestamped, Base):
         # What arrived and what was finished last: `ingestd jobs`, `ingestd status`.
         Index("ix_file_processing_discovered_at", "discovered_at"),
         Index("ix_file_processing_finished_at", "finished_at"),
-        Index("ix_file_processing_path", "path"),  # known without reading
+        # Known without reading; a hash, since a path may be longer than a key.
+        Index("ix_file_processing_path", "path", postgresql_using="hash"),
         Index("ix_file_processing_sha256", "sha256"),  # known by content
         Index("ix_file_processing_container", "container_sha256"),
         Index("ix_file_processing_slot", "constituency_id", "slot"),  # publications of a slot

@@ -32,7 +32,7 @@ from ingestd.errors import (
     StopRequested,
     StorageFault,
 )
-from ingestd.job_state import QUEUED, JobState
+from ingestd.job_state import PUT_AWAY, QUEUED, JobState
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
@@ -152,10 +152,17 @@ class Ingest:
         source = open_source(found.path, self.terms.read)
         try:
             members = self._record(found, source)
-            jobs = [self._work_off(found, source, csv, job) for csv, job in members]
+            jobs = []
+            for csv, job in members:
+                self._heed_stop()
+                jobs.append(self._work_off(found, source, csv, job))
         finally:
             source.close()
         return self._put_away(found, source, jobs)
+
+    def _heed_stop(self) -> None:
+        if self.should_stop():
+            raise StopRequested
 
     # ── record ────────────────────────────────────────────────────────────
 
@@ -166,6 +173,8 @@ class Ingest:
         if jobs:
             by_member = self._members_of(source, jobs)
             return [(by_member.get(job.member), job) for job in jobs]
+        # Other bytes lie here than those that a queued job began to read.
+        self._let_go(found.root, lambda job: job.path == found.label)
         try:
             deliveries = self._look_inside(found, source)
         except FileRefused as refusal:
@@ -187,10 +196,7 @@ class Ingest:
     @staticmethod
     def _members_of(source: Source, jobs: Iterable[FileProcessing]) -> dict[str | None, Csv]:
         """Find the CSVs again; not needed where nothing is left to do."""
-        if all(
-            job.status not in (JobState.PENDING, JobState.PROCESSING, JobState.FAILED)
-            for job in jobs
-        ):
+        if all(job.status not in QUEUED for job in jobs):
             return {}
         try:
             return {csv.member: csv for csv in source.csvs()}
@@ -207,7 +213,7 @@ class Ingest:
                 container_sha256, _size = sha256_of(stream)
             with self.sessions.begin() as session:
                 known = ledger.container_is_known(session, container_sha256)
-            if known:
+            if known and _is_told_by_members(source, known):
                 return [
                     (None, self._again(found, source, job), places_of(found, job.member))
                     for job in known
@@ -215,6 +221,7 @@ class Ingest:
         csvs = list(source.csvs())
         deliveries: list[tuple[Csv | None, Delivery, list[Place]]] = []
         for csv in csvs:
+            self._heed_stop()
             delivery = self._deliver(found, source, csv, container_sha256, alone=len(csvs) == 1)
             deliveries.append((csv, delivery, places_of(found, csv.member)))
         return deliveries
@@ -240,7 +247,7 @@ class Ingest:
             member=storable(csv.member) if csv.member else None,
             name=storable(name),
             stamp=source.stamp,
-            mtime=datetime.fromtimestamp(source.mtime_ns // 10**9, UTC),
+            mtime=_moment_of(source.mtime_ns),
             sha256=sha256,
             container_sha256=container_sha256,
             size=size,
@@ -270,7 +277,7 @@ class Ingest:
             member=job.member,
             name=job.name,
             stamp=source.stamp,
-            mtime=datetime.fromtimestamp(source.mtime_ns // 10**9, UTC),
+            mtime=_moment_of(source.mtime_ns),
             sha256=job.sha256,
             container_sha256=job.container_sha256,
             size=job.size,
@@ -292,7 +299,7 @@ class Ingest:
             member=None,
             name=found.label.rsplit("/", 1)[-1],
             stamp=source.stamp,
-            mtime=datetime.fromtimestamp(source.mtime_ns // 10**9, UTC),
+            mtime=_moment_of(source.mtime_ns),
             sha256=sha256,
             container_sha256=sha256,
             size=size,
@@ -301,7 +308,7 @@ class Ingest:
             slot=None,
             evidence=found.evidence,
         )
-        with self.sessions.begin() as session:
+        with one_recorder(), self.sessions.begin() as session:
             job = ledger.record(session, delivery, self.clock())
             assert job is not None  # noqa: S101 - a delivery without contract always has a job
             self._quarantine(session, job, refusal, Attempt(Books(), Touched()))
@@ -468,6 +475,9 @@ class Ingest:
         """Close the job: publications, hours, totals and alerts in the commit of its last batch."""
         now = self.clock()
         books, touched = attempt.books, attempt.touched
+        # Asked again: its twin may have come while this file was being read.
+        _hold_bytes(session, job.sha256)
+        _refuse_misnamed(session, job)
         ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
         publications = ledger.publications_of(session, job)
         if len(publications) > 1:
@@ -484,7 +494,7 @@ class Ingest:
     @staticmethod
     def _replace_slotless(session: Session, job: FileProcessing, touched: Touched) -> None:
         """Let a file that names its slot take the place of its twins that do not."""
-        for twin in ledger.slotless_twins(session, job):
+        for twin in ledger.outdone_by_twin(session, job):
             ledger.move(session, twin, JobState.SUPERSEDED)
             hours = Touched.from_json(twin.touched).hours
             touched.update(recompute_file(session, _file_ref(twin), hours))
@@ -540,10 +550,18 @@ class Ingest:
     # ── when it goes wrong ────────────────────────────────────────────────
 
     def _undo(self, session: Session, job: FileProcessing) -> None:
-        """Take everything of a job out of the tables and count anew what it touched."""
+        """Take everything of a job out of the tables and count anew what it touched.
+
+        Raises:
+            LostClaim: another process is at work on it.
+        """
+        if job.constituency_id is not None:
+            _hold_constituency(session, job.constituency_id)
+        # Read anew under the lock: its last batch may have come a moment ago.
+        session.refresh(job, with_for_update=True)
+        ledger.refuse_foreign(job, owner=self.owner, now=self.clock())
         if job.constituency_id is not None and job.checkpoint_line:
             file = _file_ref(job)
-            _hold_constituency(session, file.constituency_id)
             touched = Touched.from_json(job.touched)
             touched.update(undo_file(session, file, touched.hours))
             self._roll_up(session, file.constituency_id, touched, has_history=True)
@@ -594,24 +612,28 @@ class Ingest:
         return job
 
     def _note_vanished(self, found: Found) -> None:
-        with database_at_work(), self.sessions.begin() as session:
-            for job in ledger.queued_under(session, str(found.root)):
-                if job.path == found.label and not found.path.exists():
-                    self._undo(session, job)
-                    ledger.vanish(session, job, now=self.clock())
-                    log.warning("file_vanished", path=found.label, member=job.member)
+        self._let_go(found.root, lambda job: job.path == found.label and not ledger.is_there(job))
 
     def note_missing(self, root: Path) -> int:
         """Close the queued jobs of a root whose files were taken away; how many."""
-        missing = 0
+        return self._let_go(root, lambda job: not ledger.is_there(job))
+
+    def _let_go(self, root: Path, is_gone: Callable[[FileProcessing], bool]) -> int:
+        """Undo and close the queued jobs whose bytes are gone, each in its own commit."""
         with database_at_work(), self.sessions.begin() as session:
-            for job in ledger.queued_under(session, str(root)):
-                if not ledger.is_there(job):
-                    self._undo(session, job)
-                    ledger.vanish(session, job, now=self.clock())
-                    log.warning("file_vanished", path=job.path, member=job.member)
-                    missing += 1
-        return missing
+            gone = [job for job in ledger.queued_under(session, str(root)) if is_gone(job)]
+        number = 0
+        for job in gone:
+            try:
+                with database_at_work(), self.sessions.begin() as session:
+                    lost = session.get_one(FileProcessing, job.id)
+                    self._undo(session, lost)
+                    ledger.vanish(session, lost, now=self.clock())
+            except LostClaim:  # another process has it, or has just finished it
+                continue
+            log.warning("file_vanished", path=job.path, member=job.member)
+            number += 1
+        return number
 
     # ── put away ──────────────────────────────────────────────────────────
 
@@ -619,7 +641,7 @@ class Ingest:
         self, found: Found, source: Source, jobs: list[FileProcessing]
     ) -> list[FileProcessing]:
         """Move the source once none of its jobs asks for work any more."""
-        if not self.terms.is_archiving or any(job.status in QUEUED for job in jobs):
+        if not self.terms.is_archiving or any(job.status not in PUT_AWAY for job in jobs):
             return jobs
         if not source.is_unchanged():
             return jobs
@@ -668,6 +690,13 @@ def _hold_constituency(session: Session, constituency_id: uuid.UUID) -> None:
     """One constituency is loaded by one worker at a time; SQLite has one writer anyhow."""
     if is_postgresql(session):
         key = int.from_bytes(constituency_id.bytes[:8], "big", signed=True)
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _hold_bytes(session: Session, sha256: str) -> None:
+    """Of two files with the same bytes one is completed at a time."""
+    if is_postgresql(session):
+        key = int.from_bytes(bytes.fromhex(sha256)[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
@@ -736,6 +765,29 @@ def one_recorder() -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise LostClaim(str(error.orig)) from error
+
+
+def _is_told_by_members(source: Source, known: list[FileProcessing]) -> bool:
+    """Say whether a known container means the same wherever it lies.
+
+    Its members' own names must say all, or its new name and folders might say
+    something else; and all of them must be known.
+    """
+    for job in known:
+        contract_id, slot = parse_name(job.name)
+        if contract_id != job.contract_id or slot is None or slot.text != job.slot:
+            return False
+    return {job.member for job in known} == {
+        storable(csv.member) if csv.member else None for csv in source.csvs()
+    }
+
+
+_YEAR_9999 = 253_402_300_799
+
+
+def _moment_of(mtime_ns: int) -> datetime:
+    """UTC time of a file's mtime; what no calendar holds becomes its last second."""
+    return datetime.fromtimestamp(min(mtime_ns // 10**9, _YEAR_9999), UTC)
 
 
 class database_at_work:  # noqa: N801 - reads as a statement where it is used

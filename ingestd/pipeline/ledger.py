@@ -24,6 +24,7 @@ from ingestd.errors import FileRefused, LostClaim
 from ingestd.job_state import DELIVERED, QUEUED, JobState, may_move
 from ingestd.models import FileProcessing, Reject, table_of
 from ingestd.pipeline import validate
+from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.slot import Slot
 
 _NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
@@ -141,7 +142,10 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
     quarantined or vanished job are tried again under the same job.
     """
     if delivery.contract_id is None:
-        return _new_job(session, delivery, now, _own_id(delivery))
+        nameless = _new_job(session, delivery, now, _own_id(delivery))
+        if nameless.status in (JobState.VANISHED, JobState.QUARANTINED):
+            move(session, nameless, JobState.PENDING, attempts=0, discovered_at=now)
+        return nameless
     slot_text = delivery.slot.text if delivery.slot else None
     key = job_id(delivery.contract_id, slot_text, delivery.sha256)
     job = session.get(FileProcessing, key, populate_existing=True)
@@ -428,26 +432,39 @@ def publications_of(session: Session, job: FileProcessing) -> list[FileProcessin
     )
 
 
-def slotless_twins(session: Session, job: FileProcessing) -> list[FileProcessing]:
-    """Find delivered jobs with a job's bytes but no slot in their name.
+def outdone_by_twin(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """Find completed jobs without a slot in their name whose bytes are here with one.
 
     Had they come later they would be duplicates; so the one with the slot
-    takes their place.
+    takes their place. `job` has just been completed; it may be either. Empty
+    hours are no twins.
     """
-    if job.slot is None:
+    if job.size == 0:
         return []
-    return list(
-        session.scalars(
-            select(FileProcessing)
-            .where(
-                FileProcessing.sha256 == job.sha256,
-                FileProcessing.contract_id == job.contract_id,
-                FileProcessing.slot.is_(None),
-                FileProcessing.status == JobState.COMPLETED,
-            )
-            .order_by(FileProcessing.id)
+    twins = session.scalars(
+        select(FileProcessing)
+        .where(
+            FileProcessing.sha256 == job.sha256,
+            FileProcessing.contract_id == job.contract_id,
+            FileProcessing.status.in_(DELIVERED),
         )
-    )
+        .order_by(FileProcessing.id)
+    ).all()
+    if all(twin.slot is None for twin in twins):
+        return []
+    return [twin for twin in twins if twin.slot is None and twin.status == JobState.COMPLETED]
+
+
+def refuse_foreign(job: FileProcessing, *, owner: str, now: datetime) -> None:
+    """Refuse to touch a job that is final, or that another process holds.
+
+    Raises:
+        LostClaim: it is not ours to touch.
+    """
+    is_held = job.owner not in (None, owner) and job.lease_until and job.lease_until >= now
+    if job.status not in QUEUED or (job.status == JobState.PROCESSING and is_held):
+        message = f"job {job.id} is {job.status} and belongs to {job.owner or 'nobody'}"
+        raise LostClaim(message)
 
 
 def renumber_as_newest(session: Session, job: FileProcessing) -> None:
@@ -490,7 +507,10 @@ def release_dead(session: Session, *, now: datetime, owner: str) -> int:
             continue
         is_over = job.lease_until is None or job.lease_until < now
         if is_over or _is_dead_neighbour(job.owner or "", host):
-            move(session, job, JobState.PENDING, owner=None, lease_until=None)
+            try:
+                move(session, job, JobState.PENDING, owner=None, lease_until=None)
+            except LostClaim:  # it moved on by itself, or another process was quicker
+                continue
             count += 1
     return count
 
@@ -617,12 +637,18 @@ def queued_under(session: Session, root: str) -> list[FileProcessing]:
 
 
 def is_there(job: FileProcessing) -> bool:
-    r"""Look whether the file of a job lies where it was found.
+    r"""Look whether the very file of a job still lies where it was found.
 
     `path` is a label: a byte that is not UTF-8 stands there spelt out, as `\xe9`.
     """
     meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), job.path.encode())
-    return any(Path(job.root, os.fsdecode(label)).exists() for label in (job.path.encode(), meant))
+    for label in (job.path.encode(), meant):
+        try:
+            if stamp_of(Path(job.root, os.fsdecode(label)).stat()) == job.stamp:
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return False
 
 
 def is_due(job: FileProcessing, *, now: datetime) -> bool:

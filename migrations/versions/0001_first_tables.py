@@ -393,7 +393,9 @@ def create_tables() -> None:
         batch_op.create_index("ix_file_processing_container", ["container_sha256"], unique=False)
         batch_op.create_index("ix_file_processing_discovered_at", ["discovered_at"], unique=False)
         batch_op.create_index("ix_file_processing_finished_at", ["finished_at"], unique=False)
-        batch_op.create_index("ix_file_processing_path", ["path"], unique=False)
+        batch_op.create_index(
+            "ix_file_processing_path", ["path"], unique=False, postgresql_using="hash"
+        )
         batch_op.create_index("ix_file_processing_sha256", ["sha256"], unique=False)
         batch_op.create_index("ix_file_processing_slot", ["constituency_id", "slot"], unique=False)
         batch_op.create_index(
