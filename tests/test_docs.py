@@ -8,8 +8,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PIPELINE = ROOT / "ingestd" / "pipeline"
 KIND = re.compile(
-    r"""kind="([a-z0-9_]+)" | _Refusal\([^,]+,\ "([a-z0-9_]+)" | PydanticCustomError\(\s*"([a-z0-9_]+)"
-    | reason,\ kind\ =\ "[^"]+",\ "([a-z0-9_]+)" | return\ "([a-z]+)",\ f?"
+    r"""kind="([a-z0-9_]+)"
+    | _Refusal\([^,]+,\ "([a-z0-9_]+)"
+    | PydanticCustomError\(\s*"([a-z0-9_]+)"
+    | reason,\ kind\ =\ "[^"]+",\ "([a-z0-9_]+)"
+    | return\ "([a-z0-9]+)",\ f?"
     | \bkind\ =\ "([a-z0-9_]+)" """,
     re.VERBOSE,
 )
