@@ -174,7 +174,7 @@ class Ingest:
             by_member = self._members_of(source, jobs)
             return [(by_member.get(job.member), job) for job in jobs]
         # Other bytes lie here than those that a queued job began to read.
-        self._let_go(found.root, lambda job: job.path == found.label)
+        self._let_go(found.root, lambda _job: True, path=found.label)
         try:
             deliveries = self._look_inside(found, source)
         except FileRefused as refusal:
@@ -612,16 +612,18 @@ class Ingest:
         return job
 
     def _note_vanished(self, found: Found) -> None:
-        self._let_go(found.root, lambda job: job.path == found.label and not ledger.is_there(job))
+        self._let_go(found.root, lambda job: not ledger.is_there(job), path=found.label)
 
     def note_missing(self, root: Path) -> int:
         """Close the queued jobs of a root whose files were taken away; how many."""
         return self._let_go(root, lambda job: not ledger.is_there(job))
 
-    def _let_go(self, root: Path, is_gone: Callable[[FileProcessing], bool]) -> int:
+    def _let_go(
+        self, root: Path, is_gone: Callable[[FileProcessing], bool], *, path: str | None = None
+    ) -> int:
         """Undo and close the queued jobs whose bytes are gone, each in its own commit."""
         with database_at_work(), self.sessions.begin() as session:
-            gone = [job for job in ledger.queued_under(session, str(root)) if is_gone(job)]
+            gone = [job for job in ledger.queued_under(session, str(root), path) if is_gone(job)]
         number = 0
         for job in gone:
             try:

@@ -62,12 +62,6 @@ class Books:
     rejected: int = 0
     blank: int = 0
 
-    @property
-    def balances(self) -> bool:
-        """Whether read = stored + known + rollbacks + rejected + blank."""
-        parts = self.stored + self.known + self.rollbacks + self.rejected + self.blank
-        return self.read == parts
-
     def as_columns(self) -> dict[str, int]:
         """Name them as the table does."""
         return {
@@ -625,15 +619,14 @@ def note_archived(session: Session, jobs: Iterable[FileProcessing], target: str)
     )
 
 
-def queued_under(session: Session, root: str) -> list[FileProcessing]:
-    """List the jobs of a root that still ask for work."""
-    return list(
-        session.scalars(
-            select(FileProcessing).where(
-                FileProcessing.root == root, FileProcessing.status.in_(QUEUED)
-            )
-        )
+def queued_under(session: Session, root: str, path: str | None = None) -> list[FileProcessing]:
+    """List the jobs of a root, or of one path there, that still ask for work."""
+    query = select(FileProcessing).where(
+        FileProcessing.root == root, FileProcessing.status.in_(QUEUED)
     )
+    if path is not None:
+        query = query.where(FileProcessing.path == path)
+    return list(session.scalars(query))
 
 
 def is_there(job: FileProcessing) -> bool:
