@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,10 +28,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd import migrate
 from ingestd.config import Settings
 from ingestd.daemon import terms_of
-from ingestd.db import make_engine, make_sessions
 from ingestd.pipeline.ingest import Found, Ingest, Terms
 from ingestd.pipeline.ledger import owner_name
 from ingestd.simulate import Plan, defect_names, simulate
+
+from .running import Start, open_sessions, starter
 
 # `INGESTD_TEST_DATABASES=sqlite` is for quick local runs; CI never sets it.
 DATABASES = os.environ.get("INGESTD_TEST_DATABASES", "sqlite,postgresql").split(",")
@@ -110,6 +111,29 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each report say which promises a test holds, and on which database."""
+    for item in items:
+        for marker in item.iter_markers("promise"):
+            item.user_properties.extend(("promise", number) for number in marker.args)
+        kinds = [kind for kind in ("sqlite", "postgresql") if kind in item.name]
+        item.user_properties.extend(("database", kind) for kind in kinds)
+
+
+class Did(Protocol):
+    """Notes for docs/reliability.md what a test did: files, rows, kills, faults."""
+
+    def __call__(self, text: str) -> None:
+        """Note it."""
+
+
+@pytest.fixture
+def did(record_property: Callable[[str, object], None]) -> Did:
+    """Notes what a test of a promise did to the program, in a few words with numbers."""
+    return lambda text: record_property("did", text)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
@@ -168,21 +192,33 @@ def migrated_url(request: pytest.FixtureRequest, databases: Databases) -> Iterat
         yield url
 
 
-@contextmanager
-def open_sessions(url: str) -> Iterator[sessionmaker[Session]]:
-    """Sessions of a writer; a test's database need not survive a power cut."""
-    engine = make_engine(url, writer=True, synchronous="OFF")
-    try:
-        yield make_sessions(engine)
-    finally:
-        engine.dispose()
-
-
 @pytest.fixture
 def sessions(migrated_url: str) -> Iterator[sessionmaker[Session]]:
     """Sessions on the database of this test."""
     with open_sessions(migrated_url) as sessions:
         yield sessions
+
+
+# The real program ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_url(databases: Databases) -> Iterator[str]:
+    """SQLite alone, where the database makes no difference."""
+    with databases.fresh("sqlite") as url:
+        yield url
+
+
+@pytest.fixture
+def start(sqlite_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a daemon on SQLite."""
+    yield from starter(tmp_path, sqlite_url)
+
+
+@pytest.fixture
+def start_on_each(migrated_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a daemon on SQLite in one run, on PostgreSQL in the next."""
+    yield from starter(tmp_path, migrated_url)
 
 
 # Ingesting ----------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from ingestd.pipeline.ingest import Found, Ingest
 from ingestd.pipeline.ledger import owner_name
 from ingestd.simulate import Plan, defect_names
 
-from .conftest import DATABASES, Clock, Databases, Simulated, open_sessions, simulated, terms_in
+from .conftest import DATABASES, Clock, Databases, Simulated, simulated, terms_in
 from .oracle import Snapshot, differences, snapshot, unsound, untrue
+from .running import open_sessions
 
 QUICK = settings(
     max_examples=8,

@@ -18,8 +18,8 @@ from sqlalchemy import func, select
 from ingestd.models import Constituency, FileProcessing, HourlyStats, Transaction, table_of
 from ingestd.simulate import Packing, Plan
 
-from .conftest import DATABASES, Databases, Simulated, open_sessions, simulated
-from .test_crash import ONCE, environment
+from .conftest import DATABASES, Databases, Simulated, simulated
+from .running import ONCE, environment, open_sessions
 
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
 import signal
@@ -18,33 +17,10 @@ import pytest
 
 from ingestd.simulate import Packing, Plan, defect_names
 
-from .conftest import Databases, Simulated, open_sessions, simulated
+from .conftest import Databases, Simulated, simulated
 from .oracle import Snapshot, differences, snapshot, unsound, untrue
+from .running import ONCE, environment, open_sessions
 from .test_any_order import ingest_all
-
-# What `ingestd ingest` does, without the time that a command line takes to start.
-ONCE = """
-from ingestd import log
-from ingestd.config import load_settings
-from ingestd.daemon import once
-log.configure("error", "json")
-summary = once(load_settings(), on_progress=lambda progress: print(progress.bytes_done, flush=True))
-assert not summary.waiting, summary.waiting
-"""
-ROOT = Path(__file__).parents[1]
-
-
-def environment(folder: Path, url: str, **more: str) -> dict[str, str]:
-    """The environment of a real process that works in `folder`."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "INGESTD_DATABASE__URL": url,
-        "INGESTD_DATABASE__SQLITE_SYNCHRONOUS": "NORMAL",
-        "INGESTD_WATCH__INBOX": str(folder / "inbox"),
-        "INGESTD_WATCH__ARCHIVE": str(folder / "archive"),
-        "INGESTD_WATCH__QUARANTINE": str(folder / "quarantine"),
-        **more,
-    }
 
 
 @dataclass

@@ -2,156 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 from sqlalchemy import make_url, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.db import make_engine
-from ingestd.models import FileProcessing, Transaction
+from ingestd.models import Transaction
 
-from .conftest import Databases, PostgreSQL, Voting, csv_of, open_sessions, zip_of
+from .conftest import Databases, PostgreSQL, Voting, csv_of, zip_of
 from .oracle import unsound
-from .test_crash import environment
+from .running import (
+    SETTLE_SECONDS,
+    Start,
+    is_empty,
+    jobs_on,
+    open_sessions,
+    soon,
+    starter,
+    states_on,
+)
 
-RUN = """
-import sys
-from ingestd import log
-from ingestd.config import load_settings
-from ingestd.daemon import run
-log.configure("info", "json")
-sys.exit(run(load_settings(), on_ready=lambda: print("ready", flush=True)))
-"""
-SETTLE_SECONDS = 0.6
 Sessions = sessionmaker[Session]
-
-
-def soon(holds: Callable[[], object], *, seconds: float = 20) -> None:
-    """Wait until something holds."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until, "it never came to that"
-        time.sleep(0.05)
-
-
-@dataclass
-class Running:
-    """A daemon at work in a folder."""
-
-    folder: Path
-    url: str
-    settings: dict[str, str]
-    process: subprocess.Popen[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Start it."""
-        with (self.folder / "log.jsonl").open("a") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN],
-                env=environment(self.folder, self.url, **self.settings),
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    def wait_until_ready(self) -> Running:
-        """Wait for its first full look."""
-        assert self.process.stdout is not None
-        assert "ready\n" == self.process.stdout.readline(), self.log()
-        return self
-
-    @property
-    def inbox(self) -> Path:
-        """Where files arrive."""
-        return self.folder / "inbox"
-
-    def log(self, event: str = "") -> list[dict[str, Any]]:
-        """What was logged, or all lines of one event."""
-        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        told = [json.loads(line) for line in lines]
-        return [line for line in told if event in ("", line["event"])]
-
-    def stop(self) -> int:
-        """End it gently; its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout=10)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-
-
-class Start(Protocol):
-    """Starts a daemon with some settings."""
-
-    def __call__(self, *, wait: bool = True, url: str = "", **settings: str) -> Running:
-        """Start it; by default its first look is over."""
-
-
-def starter(folder: Path, at: str) -> Iterator[Start]:
-    """Start daemons in `folder` on the database `at`; stop them in the end."""
-    (folder / "inbox").mkdir(exist_ok=True)
-    with ExitStack() as running:
-
-        def start(*, wait: bool = True, url: str = "", **settings: str) -> Running:
-            usual = {"WATCH__SETTLE_SECONDS": str(SETTLE_SECONDS), "WATCH__POLL_SECONDS": "0.3"}
-            named = {f"INGESTD_{name}": value for name, value in (usual | settings).items()}
-            daemon = Running(folder, url or at, named)
-            running.callback(lambda: daemon.process.poll() is None and daemon.stop())
-            return daemon.wait_until_ready() if wait else daemon
-
-        yield start
-
-
-@pytest.fixture
-def sqlite_url(databases: Databases) -> Iterator[str]:
-    """SQLite alone, where the database makes no difference."""
-    with databases.fresh("sqlite") as url:
-        yield url
-
-
-@pytest.fixture
-def start(sqlite_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts a daemon on SQLite."""
-    yield from starter(tmp_path, sqlite_url)
-
-
-@pytest.fixture
-def start_on_each(migrated_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts a daemon on SQLite in one run, on PostgreSQL in the next."""
-    yield from starter(tmp_path, migrated_url)
-
-
-def jobs_on(url: str) -> list[FileProcessing]:
-    """All jobs there."""
-    with open_sessions(url) as sessions, sessions() as session:
-        return list(session.scalars(select(FileProcessing).order_by(FileProcessing.path)))
-
-
-def states_on(url: str) -> list[tuple[str, str, int]]:
-    """Name, state and stored rows of all jobs."""
-    return [(job.path, job.status, job.rows_stored) for job in jobs_on(url)]
-
-
-def is_empty(inbox: Path) -> bool:
-    """Whether no file is left."""
-    return not any(path.is_file() for path in inbox.rglob("*"))
 
 
 # Arriving -----------------------------------------------------------------------------------

@@ -16,18 +16,9 @@ from ingestd.errors import LostClaim, StopRequested
 from ingestd.models import Alert, Constituency, FileProcessing, HourlyStats, Transaction
 from ingestd.pipeline.ingest import Ingest
 
-from .conftest import (
-    Clock,
-    Databases,
-    DropFile,
-    Voting,
-    csv_of,
-    open_sessions,
-    rolled_back,
-    terms_in,
-    tx_of,
-)
+from .conftest import Clock, Databases, DropFile, Voting, csv_of, rolled_back, terms_in, tx_of
 from .oracle import differences, snapshot, unsound
+from .running import open_sessions
 
 Sessions = sessionmaker[Session]
 SLOT = "2024-09-06_0800-0900"
