@@ -33,6 +33,7 @@ from ingestd.pipeline import ledger, trial
 from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.read import ReadLimits, stamp_of
+from ingestd.pipeline.step import Step
 from ingestd.pipeline.trial import TrialFile
 from ingestd.pipeline.watch import Seen, Settling, Watcher, is_open_for_writing, scan
 
@@ -139,6 +140,7 @@ def make_ingest(
     *,
     is_archiving: bool,
     should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[Step], None] = lambda _step: None,
 ) -> Ingest:
     """Put an `Ingest` together for these settings."""
     return Ingest(
@@ -147,6 +149,7 @@ def make_ingest(
         clock=utc_now,
         owner=ledger.owner_name(),
         should_stop=should_stop,
+        on_step=on_step,
     )
 
 
@@ -159,6 +162,7 @@ def once(
     *,
     is_archiving: bool | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_step: Callable[[Step], None] = lambda _step: None,
 ) -> Summary:
     """Ingest what is there and stop.
 
@@ -181,7 +185,11 @@ def once(
     try:
         with _stopping() as stop:
             ingest = make_ingest(
-                settings, engine, is_archiving=is_archiving, should_stop=stop.is_set
+                settings,
+                engine,
+                is_archiving=is_archiving,
+                should_stop=stop.is_set,
+                on_step=on_step,
             )
             _begin(ingest)
             for root in {found.root for found in files}:
@@ -387,6 +395,7 @@ def run(
     *,
     reload: Callable[[], Settings] = load_settings,
     on_ready: Callable[[], None] | None = None,
+    on_step: Callable[[Step], None] = lambda _step: None,
 ) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit status.
 
@@ -404,7 +413,7 @@ def run(
             if engine is None:
                 break
             try:
-                _loop(settings, engine, stop, hung_up, on_ready)
+                _loop(settings, engine, stop, hung_up, on_ready, on_step)
             finally:
                 engine.dispose()
             if hung_up.is_set():
@@ -483,6 +492,7 @@ def _loop(
     stop: threading.Event,
     hung_up: threading.Event,
     on_ready: Callable[[], None] | None,
+    on_step: Callable[[Step], None],
 ) -> None:
     """Look and take until a stop or a hang-up; a file in work ends at a batch border."""
 
@@ -490,7 +500,9 @@ def _loop(
         return stop.is_set() or hung_up.is_set()
 
     is_archiving = settings.watch.after == "archive"
-    ingest = make_ingest(settings, engine, is_archiving=is_archiving, should_stop=should_stop)
+    ingest = make_ingest(
+        settings, engine, is_archiving=is_archiving, should_stop=should_stop, on_step=on_step
+    )
     watcher = Watcher(settings.watch.inbox, with_events=settings.watch.events)
     daemon = Daemon(settings, ingest, watcher, Settling(settings.watch.settle_seconds))
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)

@@ -9,14 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ingestd.pipeline.step import Step
 
 _REASON_SUFFIX = ".reason.txt"
 _MOST_NAME_BYTES = 255
 
 
-def put_away(path: Path, folder: Path, relative: Path, *, reason: Sequence[str] = ()) -> Path:
+def put_away(
+    path: Path,
+    folder: Path,
+    relative: Path,
+    *,
+    reason: Sequence[str] = (),
+    on_step: Callable[[Step], None] = lambda _step: None,
+) -> Path:
     """Move `path` below `folder`, keeping its `relative` way; returns where it went.
 
     The lines of a `reason` are written beside it, and first: a crash between
@@ -29,16 +38,18 @@ def put_away(path: Path, folder: Path, relative: Path, *, reason: Sequence[str] 
     target.parent.mkdir(parents=True, exist_ok=True)
     if reason:
         _write_reason(target, reason)
+        on_step(Step.EXPLAINED)
     try:
         path.rename(target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy_over(path, target)
+        _copy_over(path, target, on_step)
+    on_step(Step.MOVED)
     return target
 
 
-def _copy_over(path: Path, target: Path) -> None:
+def _copy_over(path: Path, target: Path, on_step: Callable[[Step], None]) -> None:
     """Copy to another file system; the source goes only when the copy is safe on disk."""
     partial = _beside(target, f".{target.name}", ".part")
     try:
@@ -47,6 +58,7 @@ def _copy_over(path: Path, target: Path) -> None:
             copy.flush()
             os.fsync(copy.fileno())
         shutil.copystat(path, partial)
+        on_step(Step.COPIED)
         partial.rename(target)
     except OSError:
         partial.unlink(missing_ok=True)

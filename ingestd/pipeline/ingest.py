@@ -48,6 +48,7 @@ from ingestd.pipeline.read import (
 )
 from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
 from ingestd.pipeline.slot import Place, Slot, contract_of_folders, parse_name, place_of
+from ingestd.pipeline.step import Step
 from ingestd.pipeline.touched import Touched
 from ingestd.pipeline.validate import (
     Blank,
@@ -128,6 +129,7 @@ class Ingest:
     owner: str
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
+    on_step: Callable[[Step], None] = lambda _step: None
 
     def take(self, found: Found) -> list[FileProcessing]:
         """Take one file all the way; returns its jobs as they now stand.
@@ -181,6 +183,7 @@ class Ingest:
             return [(None, self._refuse_container(found, source, refusal))]
         if not source.is_unchanged():
             raise FileVanished(found.label)
+        self.on_step(Step.LOOKED)
         recorded: list[tuple[Csv | None, FileProcessing]] = []
         with one_recorder(), self.sessions.begin() as session:
             for csv, delivery, places in deliveries:
@@ -191,6 +194,8 @@ class Ingest:
                     message = "the same bytes are being worked on under another name"
                     raise LostClaim(message)
                 recorded.append((csv, job))
+            self.on_step(Step.NOTED)
+        self.on_step(Step.RECORDED)
         return recorded
 
     @staticmethod
@@ -312,6 +317,7 @@ class Ingest:
             job = ledger.record(session, delivery, self.clock())
             assert job is not None  # noqa: S101 - a delivery without contract always has a job
             self._quarantine(session, job, refusal, Attempt(Books(), Touched()))
+        self.on_step(Step.REFUSED)
         return job
 
     # ── ingest ────────────────────────────────────────────────────────────
@@ -331,7 +337,8 @@ class Ingest:
             with self.sessions.begin() as session:
                 job = session.get_one(FileProcessing, job.id)
                 self._quarantine(session, job, refusal, attempt)
-                return job
+            self.on_step(Step.REFUSED)
+            return job
         except (FileChanged, FileVanished):
             with self.sessions.begin() as session:
                 job = session.get_one(FileProcessing, job.id)
@@ -370,6 +377,7 @@ class Ingest:
             raw_text_bytes=self.terms.raw_text_bytes,
         )
         with source.open(csv) as stream:
+            self.on_step(Step.OPENED)
             rows = RowReader(
                 stream,
                 max_line_bytes=self.terms.read.max_line_bytes,
@@ -380,6 +388,7 @@ class Ingest:
             for batch, is_last in batched(outcomes, self.terms.batch_rows, self.terms.batch_bytes):
                 if self.should_stop() and not is_last:
                     raise StopRequested
+                self.on_step(Step.READ)
                 with self.sessions.begin() as session:
                     stored = self._store(session, job.id, file, batch, attempt)
                     if is_last:
@@ -387,6 +396,7 @@ class Ingest:
                         self._refuse_too_many_rejects(attempt.books)
                         seconds = (self.clock() - started).total_seconds()
                         self._finish(session, stored, attempt, rows.encoding, seconds)
+                self.on_step(Step.STORED)
                 self.on_progress(job.path, rows.bytes_read, job.size)
         log.info(
             "file_ingested",
@@ -422,11 +432,14 @@ class Ingest:
         ledger.claim(session, job, owner=self.owner, now=now, lease=lease)
         if not job.checkpoint_line:
             _refuse_misnamed(session, job)
+        self.on_step(Step.CLAIMED)
         records = [outcome for outcome in batch if isinstance(outcome, Record)]
         rejects = [outcome for outcome in batch if isinstance(outcome, Reject)]
         loaded = load_batch(session, file, records)
+        self.on_step(Step.LOADED)
         rejects += [_collision(record) for record in loaded.collisions]
         ledger.add_rejects(session, job, rejects)
+        self.on_step(Step.REJECTED)
         attempt.first_rejects += rejects[: _REASONS_TOLD - len(attempt.first_rejects)]
         books = attempt.books
         books.read += len(batch)
@@ -447,6 +460,7 @@ class Ingest:
             touched=attempt.touched.as_json(),
             lease_until=now + lease,
         )
+        self.on_step(Step.ADVANCED)
         return job
 
     @staticmethod
@@ -479,10 +493,12 @@ class Ingest:
         _hold_bytes(session, job.sha256)
         _refuse_misnamed(session, job)
         ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
+        self.on_step(Step.COMPLETED)
         publications = ledger.publications_of(session, job)
         if len(publications) > 1:
             self._supersede(session, publications, touched)
         self._replace_slotless(session, job, touched)
+        self.on_step(Step.SUPERSEDED)
         file = _file_ref(job)
         if file.slot and not file.is_cumulative:
             touched.slots.add(file.slot)
@@ -516,6 +532,7 @@ class Ingest:
         has_history: bool,
     ) -> None:
         revotes = stats.roll_up(session, constituency_id, touched)
+        self.on_step(Step.COUNTED)
         alerts.evaluate(
             session,
             constituency_id,
@@ -524,6 +541,7 @@ class Ingest:
             has_history=has_history,
             now=self.clock(),
         )
+        self.on_step(Step.ALERTED)
 
     def make_current(
         self, job_id: uuid.UUID, *, also: Callable[[Session], None] = lambda _session: None
@@ -566,6 +584,7 @@ class Ingest:
             touched.update(undo_file(session, file, touched.hours))
             self._roll_up(session, file.constituency_id, touched, has_history=True)
         ledger.forget_attempt(session, job)
+        self.on_step(Step.UNDONE)
 
     def _quarantine(
         self, session: Session, job: FileProcessing, refusal: FileRefused, attempt: Attempt
@@ -579,6 +598,7 @@ class Ingest:
             session, job, refusal, books=attempt.books, rejects=told, now=self.clock()
         )
         alerts.note_refused_file(session, job, self.clock())
+        self.on_step(Step.QUARANTINED)
         log.warning(
             "file_quarantined",
             path=job.path,
@@ -650,9 +670,12 @@ class Ingest:
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
         reason = self._reasons(refused) if refused else ()
-        target = archive.put_away(found.path, folder, found.relative, reason=reason)
+        target = archive.put_away(
+            found.path, folder, found.relative, reason=reason, on_step=self.on_step
+        )
         with self.sessions.begin() as session:
             ledger.note_archived(session, jobs, label_of(target))
+        self.on_step(Step.PUT_AWAY)
         return jobs
 
     def _reasons(self, refused: list[FileProcessing]) -> list[str]:
