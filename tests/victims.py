@@ -1,0 +1,124 @@
+"""The real program in processes that start within a tenth of a second, made to be killed.
+
+They are forked from a server that has imported it already. This is the test build of the
+settings: it alone knows the variable INGESTD_TEST__CRASH_AT, by which a process kills itself
+with SIGKILL as soon as a step is over for the n-th time (`loaded:2`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ingestd import daemon, log
+from ingestd.config import load_settings
+from ingestd.pipeline.step import Step
+
+from .running import environment
+
+Mode = Literal["once", "run"]
+CRASH_VARIABLE = "INGESTD_TEST__CRASH_AT"
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["ingestd.daemon", "psycopg"])
+
+
+class TestBuild(BaseSettings):
+    """What only the program in tests can be told."""
+
+    __test__ = False  # no class of tests
+    model_config = SettingsConfigDict(env_prefix="INGESTD_TEST__")
+
+    crash_at: str = ""
+
+
+@dataclass
+class Steps:
+    """Counts the steps that were told, and dies at the one that is armed."""
+
+    crash_at: str = ""
+    told: Counter[Step] = field(default_factory=Counter)
+
+    def __call__(self, step: Step) -> None:
+        """Note a step; no handler, no `finally`, no buffer survives the last one."""
+        self.told[step] += 1
+        if self.crash_at == f"{step}:{self.told[step]}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
+    """Be the program: in the forked process."""
+    for name in [name for name in os.environ if name.startswith("INGESTD_")]:
+        del os.environ[name]
+    os.environ.update(told)
+    stream = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(stream, standard)
+    sys.stderr = os.fdopen(2, "w")
+    log.configure("info", "json", sys.stderr)
+    steps = Steps(TestBuild().crash_at)
+    os.environ.pop(CRASH_VARIABLE, None)
+    settings = load_settings()
+    if mode == "run":
+        sys.exit(daemon.run(settings, on_step=steps))
+    summary = daemon.once(settings, on_step=steps)
+    sys.exit("\n".join(summary.waiting) or 0)
+
+
+@dataclass
+class Victim:
+    """One process of the program at work in a folder."""
+
+    folder: Path
+    url: str
+    mode: Mode = "once"
+    settings: dict[str, str] = field(default_factory=dict)
+    process: BaseProcess = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start it."""
+        told = environment(self.folder, self.url, **self.settings)
+        own = {name: value for name, value in told.items() if name.startswith("INGESTD_")}
+        self.process = _FORKS.Process(
+            target=_live, args=(self.mode, own, self.folder / "log.jsonl"), daemon=True
+        )
+        self.process.start()
+
+    def wait(self, seconds: float = 120) -> int:
+        """Its exit status, as `subprocess` tells it; a process that hangs is a failure."""
+        self.process.join(seconds)
+        status = self.process.exitcode
+        if status is None:
+            self.kill()
+            raise AssertionError("it never came to its end: " + self.log())
+        return status
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.join()
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        self.process.terminate()
+        return self.wait(30)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self.process.is_alive()
+
+    def log(self) -> str:
+        """What it, and those before it in this folder, logged."""
+        path = self.folder / "log.jsonl"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
