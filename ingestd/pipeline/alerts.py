@@ -10,20 +10,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import orjson
-from sqlalchemy import Select, Text, and_, cast, exists, func, insert, select, text
+from sqlalchemy import Select, Text, and_, bindparam, cast, exists, func, insert, select, text
 from sqlalchemy.orm import Session, aliased
 
 from ingestd.db import AnyRow, is_postgresql
 from ingestd.job_state import DELIVERED, JobState
-from ingestd.models import Alert, Constituency, FileProcessing, HourlyStats, Sighting, table_of
+from ingestd.models import Alert, Constituency, FileProcessing, Sighting, table_of
 from ingestd.pipeline import rules
 from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
 from ingestd.pipeline.sightings import events_of, seen_files
-from ingestd.pipeline.stats import Revote, revotes_around
+from ingestd.pipeline.stats import Revote, RolledUp, revotes_around
 from ingestd.pipeline.touched import (
     ON_CHAIN,
     WITHDRAWN,
@@ -42,11 +43,50 @@ _NOT_BALLOTS = transaction.c.type.not_in(("vote", "blindSigIssue"))
 _BODY = ("timestamp", "type", "tx_type", "version", "fee", "fee_asset_id", "sender", "signature")
 
 
+_WHOSE = transaction.c.constituency_id == bindparam("constituency")
+_OPEN_ALERTS = select(Alert.type, Alert.subject, Alert.details).where(
+    Alert.constituency_id == bindparam("constituency"), Alert.cleared_at.is_(None)
+)
+_HAS_VOTERS_LIST = select(
+    exists().where(
+        _WHOSE,
+        transaction.c.type == "addVotersList",
+        _NOT_BALLOTS,
+        transaction.c.status == "accepted",
+    )
+)
+_CURRENT_SLOTS = (
+    select(
+        FileProcessing.slot,
+        FileProcessing.is_cumulative,
+        FileProcessing.slot_bulletins,
+        FileProcessing.slot_votes,
+    )
+    .where(
+        FileProcessing.constituency_id == bindparam("constituency"),
+        FileProcessing.status == JobState.COMPLETED,
+        FileProcessing.slot.is_not(None),
+    )
+    .order_by(FileProcessing.slot)
+)
+_START_SLOT = select(func.min(transaction.c.slot)).where(
+    _WHOSE,
+    transaction.c.type == "startVoting",
+    _NOT_BALLOTS,
+    transaction.c.status == "accepted",
+)
+_UNKNOWN_OPERATIONS = (
+    select(transaction.c.type)
+    .where(_WHOSE, _NOT_BALLOTS, transaction.c.type.not_in(OPERATIONS))
+    .distinct()
+)
+
+
 def evaluate(
     session: Session,
     constituency_id: uuid.UUID,
     touched: Touched,
-    revotes: Sequence[Revote],
+    rolled_up: RolledUp,
     *,
     has_history: bool,
     now: datetime,
@@ -56,12 +96,9 @@ def evaluate(
     `has_history` says that rows were seen again, rolled back, superseded or
     undone: only then can the rules about rewritten history find anything new.
     """
-    open_alerts = session.execute(
-        select(Alert.type, Alert.subject, Alert.details).where(
-            Alert.constituency_id == constituency_id, Alert.cleared_at.is_(None)
-        )
-    ).all()
-    totals = _totals(session, constituency_id)
+    open_alerts = session.execute(_OPEN_ALERTS, {"constituency": constituency_id}).all()
+    totals = _totals(session, constituency_id, rolled_up)
+    revotes = rolled_up.revotes
     outdated = _outdated_revotes(open_alerts, totals)
     if outdated:
         touched = Touched(touched.hours | outdated)
@@ -170,67 +207,39 @@ def alert_id(rule: str, constituency_id: uuid.UUID | None, subject: str) -> uuid
     return uuid.uuid5(_NAMES, f"{rule}|{constituency_id or '-'}|{subject}")
 
 
-def _totals(session: Session, constituency_id: uuid.UUID) -> Totals:
-    constituency = session.execute(
-        select(
-            Constituency.bulletins_issued,
-            Constituency.votes_cast,
-            Constituency.is_revote_blocked,
-            Constituency.last_activity,
-        ).where(Constituency.id == constituency_id)
-    ).one()
-    listed = session.execute(
-        select(
-            func.coalesce(func.sum(HourlyStats.list_added), 0),
-            func.coalesce(func.sum(HourlyStats.list_removed), 0),
-        ).where(HourlyStats.constituency_id == constituency_id)
-    ).one()
-    t = transaction.c
-    has_list = listed[0] and session.scalar(
-        select(
-            exists().where(
-                t.constituency_id == constituency_id,
-                t.type == "addVotersList",
-                _NOT_BALLOTS,
-                t.status == "accepted",
-            )
-        )
+def _totals(session: Session, constituency_id: uuid.UUID, rolled_up: RolledUp) -> Totals:
+    sums = rolled_up.sums
+    has_list = sums["list_added"] and session.scalar(
+        _HAS_VOTERS_LIST, {"constituency": constituency_id}
     )
     return Totals(
-        bulletins=constituency.bulletins_issued,
-        votes=constituency.votes_cast,
-        list_added=int(listed[0]),
-        list_removed=int(listed[1]),
+        bulletins=sums["bulletins_issued"],
+        votes=sums["votes_cast"],
+        list_added=sums["list_added"],
+        list_removed=sums["list_removed"],
         has_voters_list=bool(has_list),
-        is_revote_blocked=constituency.is_revote_blocked,
-        last_activity=constituency.last_activity,
+        is_revote_blocked=rolled_up.is_revote_blocked,
+        last_activity=rolled_up.last_activity,
     )
 
 
 def _votes_exceed(session: Session, constituency_id: uuid.UUID, totals: Totals) -> list[Finding]:
-    job = FileProcessing
-    current = (job.constituency_id == constituency_id, job.status == JobState.COMPLETED)
+    current = session.execute(_CURRENT_SLOTS, {"constituency": constituency_id}).all()
     slots = [
-        SlotCount(row.slot or "", row.slot_bulletins, row.slot_votes)
-        for row in session.execute(
-            select(job.slot, job.slot_bulletins, job.slot_votes)
-            .where(*current, job.is_cumulative.is_(False), job.slot.is_not(None))
-            .order_by(job.slot)
-        )
+        SlotCount(row.slot, row.slot_bulletins, row.slot_votes)
+        for row in current
+        if not row.is_cumulative
     ]
-    has_whole = session.scalar(select(exists().where(*current, job.slot == "whole")))
-    t = transaction.c
-    start_slot = session.scalar(
-        select(func.min(t.slot)).where(
-            t.constituency_id == constituency_id,
-            t.type == "startVoting",
-            _NOT_BALLOTS,
-            t.status == "accepted",
-        )
+    rule = partial(
+        rules.votes_exceed_bulletins,
+        totals,
+        slots,
+        has_whole=any(row.slot == "whole" for row in current),
     )
-    return rules.votes_exceed_bulletins(
-        totals, slots, start_slot=start_slot, has_whole=bool(has_whole)
-    )
+    # When the voting began matters to a finding only, and almost no file makes one.
+    if not rule(start_slot=None):
+        return []
+    return rule(start_slot=session.scalar(_START_SLOT, {"constituency": constituency_id}))
 
 
 def _senders_in_doubt(
@@ -460,13 +469,7 @@ def _unknown_operations(
     session: Session, constituency_id: uuid.UUID, now: datetime, *, has_history: bool
 ) -> None:
     t = transaction.c
-    found = set(
-        session.scalars(
-            select(t.type)
-            .where(t.constituency_id == constituency_id, _NOT_BALLOTS, t.type.not_in(OPERATIONS))
-            .distinct()
-        )
-    )
+    found = set(session.scalars(_UNKNOWN_OPERATIONS, {"constituency": constituency_id}))
     if has_history:
         # The one that raised it may show another content by now.
         found.update(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,7 +36,7 @@ from ingestd.job_state import PUT_AWAY, QUEUED, JobState
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
-from ingestd.pipeline.ledger import Books, Delivery
+from ingestd.pipeline.ledger import Books, Delivery, Twin
 from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.read import (
     Csv,
@@ -171,12 +171,17 @@ class Ingest:
     def _record(self, found: Found, source: Source) -> list[tuple[Csv | None, FileProcessing]]:
         """Write down a job for each CSV, all in one commit; a file seen before keeps its jobs."""
         with self.sessions.begin() as session:
-            jobs = ledger.jobs_at(session, str(found.root), found.label, source.stamp)
+            earlier = ledger.jobs_at(session, str(found.root), found.label)
+        # A vanished job is none of them: its file is back and was never read.
+        jobs = [
+            job for job in earlier if job.stamp == source.stamp and job.status != JobState.VANISHED
+        ]
         if jobs:
             by_member = self._members_of(source, jobs)
             return [(by_member.get(job.member), job) for job in jobs]
-        # Other bytes lie here than those that a queued job began to read.
-        self._let_go(found.root, lambda _job: True, path=found.label)
+        if any(job.status in QUEUED for job in earlier):
+            # Other bytes lie here than those that a queued job began to read.
+            self._let_go(found.root, lambda _job: True, path=found.label)
         try:
             deliveries = self._look_inside(found, source)
         except FileRefused as refusal:
@@ -391,6 +396,8 @@ class Ingest:
                 self.on_step(Step.READ)
                 with self.sessions.begin() as session:
                     stored = self._store(session, job.id, file, batch, attempt)
+                    if not is_last:
+                        _refuse_misnamed(stored, ledger.twins_of(session, stored))
                     if is_last:
                         self._refuse_changed(source, rows, job)
                         self._refuse_too_many_rejects(attempt.books)
@@ -430,8 +437,6 @@ class Ingest:
         _hold_constituency(session, file.constituency_id)
         job = session.get_one(FileProcessing, job_id)
         ledger.claim(session, job, owner=self.owner, now=now, lease=lease)
-        if not job.checkpoint_line:
-            _refuse_misnamed(session, job)
         self.on_step(Step.CLAIMED)
         records = [outcome for outcome in batch if isinstance(outcome, Record)]
         rejects = [outcome for outcome in batch if isinstance(outcome, Reject)]
@@ -489,15 +494,15 @@ class Ingest:
         """Close the job: publications, hours, totals and alerts in the commit of its last batch."""
         now = self.clock()
         books, touched = attempt.books, attempt.touched
-        # Asked again: its twin may have come while this file was being read.
         _hold_bytes(session, job.sha256)
-        _refuse_misnamed(session, job)
+        twins = ledger.twins_of(session, job)
+        _refuse_misnamed(job, twins)
         ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
         self.on_step(Step.COMPLETED)
         publications = ledger.publications_of(session, job)
         if len(publications) > 1:
             self._supersede(session, publications, touched)
-        self._replace_slotless(session, job, touched)
+        self._replace_slotless(session, job, twins, touched)
         self.on_step(Step.SUPERSEDED)
         file = _file_ref(job)
         if file.slot and not file.is_cumulative:
@@ -508,9 +513,11 @@ class Ingest:
             alerts.note_refused_file(session, job, now)
 
     @staticmethod
-    def _replace_slotless(session: Session, job: FileProcessing, touched: Touched) -> None:
+    def _replace_slotless(
+        session: Session, job: FileProcessing, twins: Sequence[Twin], touched: Touched
+    ) -> None:
         """Let a file that names its slot take the place of its twins that do not."""
-        for twin in ledger.outdone_by_twin(session, job):
+        for twin in ledger.outdone(session, job, twins):
             ledger.move(session, twin, JobState.SUPERSEDED)
             hours = Touched.from_json(twin.touched).hours
             touched.update(recompute_file(session, _file_ref(twin), hours))
@@ -531,13 +538,13 @@ class Ingest:
         *,
         has_history: bool,
     ) -> None:
-        revotes = stats.roll_up(session, constituency_id, touched)
+        rolled_up = stats.roll_up(session, constituency_id, touched)
         self.on_step(Step.COUNTED)
         alerts.evaluate(
             session,
             constituency_id,
             touched,
-            revotes,
+            rolled_up,
             has_history=has_history,
             now=self.clock(),
         )
@@ -725,8 +732,8 @@ def _hold_bytes(session: Session, sha256: str) -> None:
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
-def _refuse_misnamed(session: Session, job: FileProcessing) -> None:
-    twin = ledger.misnamed_twin(session, job)
+def _refuse_misnamed(job: FileProcessing, twins: Sequence[Twin]) -> None:
+    twin = next((twin for twin in twins if twin.contract_id != job.contract_id), None)
     if twin is not None:
         reason = (
             f"these bytes are already here as {twin.name} of contract {twin.contract_id}, "

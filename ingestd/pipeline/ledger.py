@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -98,23 +98,16 @@ def _own_id(delivery: Delivery) -> uuid.UUID:
     return uuid.uuid5(_NAMES, "delivery|" + "|".join(parts))
 
 
-def jobs_at(session: Session, root: str, path: str, stamp: str) -> list[FileProcessing]:
-    """Find the jobs of a file that was recorded as it still stands there.
+_JOBS_AT = (
+    select(FileProcessing)
+    .where(FileProcessing.path == bindparam("path"), FileProcessing.root == bindparam("root"))
+    .order_by(FileProcessing.discovered_at, FileProcessing.member)
+)
 
-    A vanished job is none of them: its file is back and was never read.
-    """
-    return list(
-        session.scalars(
-            select(FileProcessing)
-            .where(
-                FileProcessing.path == path,
-                FileProcessing.root == root,
-                FileProcessing.stamp == stamp,
-                FileProcessing.status != JobState.VANISHED,
-            )
-            .order_by(FileProcessing.discovered_at, FileProcessing.member)
-        )
-    )
+
+def jobs_at(session: Session, root: str, path: str) -> list[FileProcessing]:
+    """Find the jobs of all files that were ever recorded at a path."""
+    return list(session.scalars(_JOBS_AT, {"root": root, "path": path}))
 
 
 def known_stamps(session: Session, root: str, paths: Sequence[str]) -> set[tuple[str, str]]:
@@ -129,6 +122,10 @@ def known_stamps(session: Session, root: str, paths: Sequence[str]) -> set[tuple
     return {(row.path, row.stamp) for row in rows} - open_ones
 
 
+_JOB = select(FileProcessing).where(FileProcessing.id == bindparam("id"))
+_AS_IT_IS = {"populate_existing": True}
+
+
 def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessing | None:
     """Write down one CSV; returns its job, or None where its twin is being worked on.
 
@@ -136,13 +133,14 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
     quarantined or vanished job are tried again under the same job.
     """
     if delivery.contract_id is None:
-        nameless = _new_job(session, delivery, now, _own_id(delivery))
+        key = _own_id(delivery)
+        nameless = session.get(FileProcessing, key) or _new_job(session, delivery, now, key)
         if nameless.status in (JobState.VANISHED, JobState.QUARANTINED):
             move(session, nameless, JobState.PENDING, attempts=0, discovered_at=now)
         return nameless
     slot_text = delivery.slot.text if delivery.slot else None
     key = job_id(delivery.contract_id, slot_text, delivery.sha256)
-    job = session.get(FileProcessing, key, populate_existing=True)
+    job = session.scalars(_JOB, {"id": key}, execution_options=_AS_IT_IS).one_or_none()
     original = job if job and job.status in DELIVERED else _same_bytes(session, delivery)
     if original is not None:
         return _record_duplicate(session, delivery, original, now)
@@ -180,19 +178,33 @@ def _same_bytes(session: Session, delivery: Delivery) -> FileProcessing | None:
     ).first()
 
 
-def misnamed_twin(session: Session, job: FileProcessing) -> FileProcessing | None:
-    """Find a delivered job with the same bytes (not none at all) under another contract."""
+class Twin(NamedTuple):
+    """A delivered job with the same bytes as another."""
+
+    id: uuid.UUID
+    name: str
+    contract_id: str | None
+    slot: str | None
+    status: str
+
+
+_TWINS = (
+    select(*(getattr(FileProcessing, name) for name in Twin._fields))
+    .where(
+        FileProcessing.sha256 == bindparam("sha256"),
+        FileProcessing.status.in_(DELIVERED),
+        FileProcessing.id != bindparam("id"),
+    )
+    .order_by(FileProcessing.id)
+)
+
+
+def twins_of(session: Session, job: FileProcessing) -> list[Twin]:
+    """Find the other delivered jobs with the bytes of this one; empty hours are no twins."""
     if job.size == 0:
-        return None
-    return session.scalars(
-        select(FileProcessing)
-        .where(
-            FileProcessing.sha256 == job.sha256,
-            FileProcessing.contract_id != job.contract_id,
-            FileProcessing.status.in_(DELIVERED),
-        )
-        .order_by(FileProcessing.id)
-    ).first()
+        return []
+    found = session.execute(_TWINS, {"sha256": job.sha256, "id": job.id})
+    return [Twin(*row) for row in found]
 
 
 def container_is_known(session: Session, container_sha256: str) -> list[FileProcessing]:
@@ -226,9 +238,6 @@ def _record_duplicate(
 
 
 def _new_job(session: Session, delivery: Delivery, now: datetime, key: uuid.UUID) -> FileProcessing:
-    job = session.get(FileProcessing, key)
-    if job is not None:
-        return job
     job = FileProcessing(
         id=key,
         **_whereabouts(delivery),
@@ -269,19 +278,30 @@ def _point_at(session: Session, job: FileProcessing, delivery: Delivery) -> None
     session.refresh(job)
 
 
+_LATEST_PUBLICATION = select(func.max(FileProcessing.publication)).where(
+    FileProcessing.constituency_id == bindparam("constituency"),
+    FileProcessing.slot == bindparam("slot"),
+    FileProcessing.id != bindparam("id"),
+    FileProcessing.duplicate_of_id.is_(None),
+)
+
+
 def _next_publication(session: Session, job: FileProcessing) -> int:
     """Number the publications of a slot by arrival; files without a slot have one each."""
     if job.slot is None or job.constituency_id is None:
         return 1
-    latest = session.scalar(
-        select(func.max(FileProcessing.publication)).where(
-            FileProcessing.constituency_id == job.constituency_id,
-            FileProcessing.slot == job.slot,
-            FileProcessing.id != job.id,
-            FileProcessing.duplicate_of_id.is_(None),
-        )
-    )
+    whose = {"constituency": job.constituency_id, "slot": job.slot, "id": job.id}
+    latest = session.scalar(_LATEST_PUBLICATION, whose)
     return (latest or 0) + 1
+
+
+_jobs = table_of(FileProcessing)
+_MOVE = update(_jobs).where(_jobs.c.id == bindparam("key"), _jobs.c.status == bindparam("old"))
+_ADVANCE = update(_jobs).where(
+    _jobs.c.id == bindparam("key"),
+    _jobs.c.status == str(JobState.PROCESSING),
+    _jobs.c.owner == bindparam("whose"),
+)
 
 
 def move(session: Session, job: FileProcessing, new: JobState, **values: Any) -> None:
@@ -294,13 +314,9 @@ def move(session: Session, job: FileProcessing, new: JobState, **values: Any) ->
     if not may_move(old, new):
         message = f"job {job.id} cannot go from {old} to {new}"
         raise LostClaim(message)
-    result = session.execute(
-        update(FileProcessing)
-        .where(FileProcessing.id == job.id, FileProcessing.status == old)
-        .values(status=new, **values)
-        .execution_options(synchronize_session=False)
-    )
-    if result.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE always has a count
+    key = {"key": job.id, "old": str(old)}
+    result = session.connection().execute(_MOVE, key | values | {"status": str(new)})
+    if result.rowcount != 1:
         message = f"job {job.id} was moved from {old} by somebody else"
         raise LostClaim(message)
     _now_holds(job, status=new, **values)
@@ -349,17 +365,8 @@ def advance(
         "touched": touched,
         "lease_until": lease_until,
     }
-    result = session.execute(
-        update(FileProcessing)
-        .where(
-            FileProcessing.id == job.id,
-            FileProcessing.status == JobState.PROCESSING,
-            FileProcessing.owner == job.owner,
-        )
-        .values(**progress)
-        .execution_options(synchronize_session=False)
-    )
-    if result.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE always has a count
+    result = session.connection().execute(_ADVANCE, progress | {"key": job.id, "whose": job.owner})
+    if result.rowcount != 1:
         message = f"job {job.id} is no longer ours"
         raise LostClaim(message)
     _now_holds(job, **progress)
@@ -409,44 +416,46 @@ def complete(
     move(session, job, JobState.COMPLETED, **done)
 
 
+_PUBLICATIONS = (
+    select(FileProcessing)
+    .where(
+        FileProcessing.constituency_id == bindparam("constituency"),
+        FileProcessing.slot == bindparam("slot"),
+        FileProcessing.status.in_(DELIVERED),
+    )
+    .order_by(FileProcessing.publication, FileProcessing.id)
+)
+
+
 def publications_of(session: Session, job: FileProcessing) -> list[FileProcessing]:
     """The delivered publications of a job's slot, oldest first (only itself without a slot)."""
     if job.slot is None:
         return [job]
-    return list(
-        session.scalars(
-            select(FileProcessing)
-            .where(
-                FileProcessing.constituency_id == job.constituency_id,
-                FileProcessing.slot == job.slot,
-                FileProcessing.status.in_(DELIVERED),
-            )
-            .order_by(FileProcessing.publication, FileProcessing.id)
-        )
-    )
+    whose = {"constituency": job.constituency_id, "slot": job.slot}
+    return list(session.scalars(_PUBLICATIONS, whose))
 
 
-def outdone_by_twin(session: Session, job: FileProcessing) -> list[FileProcessing]:
+def outdone(
+    session: Session, job: FileProcessing, twins: Sequence[Twin]
+) -> Sequence[FileProcessing]:
     """Find completed jobs without a slot in their name whose bytes are here with one.
 
     Had they come later they would be duplicates; so the one with the slot
-    takes their place. `job` has just been completed; it may be either. Empty
-    hours are no twins.
+    takes their place. `job` has just been completed; it may be either.
     """
-    if job.size == 0:
+    own = [twin for twin in twins if twin.contract_id == job.contract_id]
+    if not own or (job.slot is None and all(twin.slot is None for twin in own)):
         return []
-    twins = session.scalars(
-        select(FileProcessing)
-        .where(
-            FileProcessing.sha256 == job.sha256,
-            FileProcessing.contract_id == job.contract_id,
-            FileProcessing.status.in_(DELIVERED),
+    slotless = {job.id, *(twin.id for twin in own)}
+    return [
+        each
+        for each in session.scalars(
+            select(FileProcessing)
+            .where(FileProcessing.id.in_(slotless), FileProcessing.slot.is_(None))
+            .order_by(FileProcessing.id)
         )
-        .order_by(FileProcessing.id)
-    ).all()
-    if all(twin.slot is None for twin in twins):
-        return []
-    return [twin for twin in twins if twin.slot is None and twin.status == JobState.COMPLETED]
+        if each.status == JobState.COMPLETED
+    ]
 
 
 def refuse_foreign(job: FileProcessing, *, owner: str, now: datetime) -> None:

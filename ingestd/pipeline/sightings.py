@@ -21,10 +21,12 @@ from ingestd.models import FileProcessing
 from ingestd.pipeline.touched import (
     CHUNK,
     Touched,
+    bounds,
     chunks,
     content,
     insert_missing,
     sighting,
+    spans_of,
     transaction,
     within,
 )
@@ -285,18 +287,20 @@ def materialise(session: Session, file: FileRef, hours: Iterable[int]) -> None:
     `hours` are those that the file touched: with them the time index finds
     its rows, and no index on `file_id` has to be kept for every row.
     """
+    spans = spans_of(hours)
     rows = select(
         transaction.c.id,
         transaction.c.file_id,
         transaction.c.line_number,
         bindparam("plus", 1),
         transaction.c.content_hash,
-    ).where(within(file.constituency_id, hours), transaction.c.file_id == file.id)
+    ).where(within(len(spans)), transaction.c.file_id == bindparam("file"))
     dialect = postgresql if is_postgresql(session) else sqlite
     session.execute(
         dialect.insert(sighting)
         .from_select(["transaction_id", "file_id", "line_number", "sign", "content_hash"], rows)
-        .on_conflict_do_nothing()
+        .on_conflict_do_nothing(),
+        bounds(file.constituency_id, spans) | {"file": file.id},
     )
 
 

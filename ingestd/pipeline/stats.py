@@ -10,10 +10,21 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
@@ -23,9 +34,11 @@ from ingestd.pipeline.touched import (
     ON_CHAIN,
     ROLLED_BACK,
     Touched,
+    bounds,
     chunks,
     hour_of,
     insert_missing,
+    spans_of,
     start_of,
     transaction,
     within,
@@ -52,6 +65,7 @@ _COUNTS = (
 )
 _PROTOCOL = ("createContract", "startVoting", "finishVoting", "results")
 hourly = table_of(HourlyStats)
+ledgered = table_of(FileProcessing)
 on_chain = transaction.c.status.in_(ON_CHAIN)
 
 
@@ -105,15 +119,29 @@ def _name(session: Session, constituency: Constituency, place: Place) -> None:
             session.execute(delete(Election).where(Election.id == former))
 
 
-def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> list[Revote]:
-    """Recount what was touched; returns the revotes found around the touched hours."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledUp:
+    """What a constituency comes to now, for the rules; `sums` over all its hours."""
+
+    sums: Mapping[str, int]
+    revotes: Sequence[Revote]
+    is_revote_blocked: bool | None
+    last_activity: datetime | None
+
+
+def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> RolledUp:
+    """Recount what was touched; `revotes` are those found around the touched hours."""
     hours, revotes = revotes_around(session, constituency_id, touched.hours)
-    if hours:
-        counted = _count_hours(session, constituency_id, hours, revotes)
-        _write_hours(session, constituency_id, hours, counted)
+    counted = _count_hours(session, constituency_id, hours, revotes) if hours else {}
+    sums = _write_hours(session, constituency_id, hours, counted)
     _count_slots(session, constituency_id, touched)
-    _total(session, constituency_id)
-    return revotes
+    facts = _total(session, constituency_id, sums)
+    return RolledUp(
+        sums=sums,
+        revotes=revotes,
+        is_revote_blocked=facts["is_revote_blocked"],
+        last_activity=facts["last_activity"],
+    )
 
 
 def revotes_around(
@@ -137,28 +165,32 @@ def _votes_of_repeated_senders(
     session: Session, constituency_id: uuid.UUID, hours: set[int]
 ) -> list[list[AnyRow]]:
     """Group the votes (any status) of every sender with a vote in `hours` and more than one."""
-    t = transaction.c
-    in_hours = select(t.voter_key).where(within(constituency_id, hours), t.voter_key.is_not(None))
-    repeated = (
-        select(t.voter_key)
-        .where(t.voter_key.in_(in_hours))
-        .group_by(t.voter_key)
-        .having(func.count() > 1)
-    )
-    rows = session.execute(
-        select(t.sender, t.timestamp, t.tx_id, t.status, t.tally).where(
-            t.voter_key.in_(repeated), t.constituency_id == constituency_id
-        )
-    )
+    spans = spans_of(hours)
+    rows = session.execute(_repeated_votes(len(spans)), bounds(constituency_id, spans))
     groups: dict[str, list[AnyRow]] = {}
     for row in rows:
         groups.setdefault(row.sender, []).append(row)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _hour_text(session: Session) -> ColumnElement[str]:
+@cache
+def _repeated_votes(spans: int) -> Select[AnyRow]:
+    t = transaction.c
+    in_hours = select(t.voter_key).where(within(spans), t.voter_key.is_not(None))
+    repeated = (
+        select(t.voter_key)
+        .where(t.voter_key.in_(in_hours))
+        .group_by(t.voter_key)
+        .having(func.count() > 1)
+    )
+    return select(t.sender, t.timestamp, t.tx_id, t.status, t.tally).where(
+        t.voter_key.in_(repeated), t.constituency_id == bindparam("constituency")
+    )
+
+
+def _hour_text(*, is_on_postgresql: bool) -> ColumnElement[str]:
     """The hour of a transaction as 'YYYY-MM-DD HH' in UTC, in the database's own words."""
-    if is_postgresql(session):
+    if is_on_postgresql:
         return func.to_char(func.timezone("UTC", transaction.c.timestamp), "YYYY-MM-DD HH24")
     return func.substr(transaction.c.timestamp, 1, 13)
 
@@ -167,29 +199,46 @@ def _hour_from(text: str) -> int:
     return hour_of(datetime.strptime(text, "%Y-%m-%d %H").replace(tzinfo=UTC))
 
 
+@cache
+def _numbers_by_hour(spans: int, *, is_on_postgresql: bool) -> Select[AnyRow]:
+    t = transaction.c
+    hour = _hour_text(is_on_postgresql=is_on_postgresql).label("hour")
+    return (
+        select(hour, t.tally, t.status, func.count().label("number"))
+        .where(within(spans))
+        .group_by(hour, t.tally, t.status)
+    )
+
+
+@cache
+def _listed_by_hour(spans: int, *, is_on_postgresql: bool) -> Select[AnyRow]:
+    t = transaction.c
+    hour = _hour_text(is_on_postgresql=is_on_postgresql).label("hour")
+    return (
+        select(hour, t.tally, func.sum(t.persons).label("persons"))
+        .where(within(spans), t.tally.in_(_LISTED), on_chain)
+        .group_by(hour, t.tally)
+    )
+
+
 def _count_hours(
     session: Session, constituency_id: uuid.UUID, hours: set[int], revotes: Sequence[Revote]
 ) -> dict[int, dict[str, int]]:
-    t = transaction.c
-    hour = _hour_text(session).label("hour")
+    spans = spans_of(hours)
+    where = bounds(constituency_id, spans)
+    form: dict[str, Any] = {"spans": len(spans), "is_on_postgresql": is_postgresql(session)}
     counted: dict[int, dict[str, int]] = {}
-    for row in session.execute(
-        select(hour, t.tally, t.status, func.count().label("number"))
-        .where(within(constituency_id, hours))
-        .group_by(hour, t.tally, t.status)
-    ):
+    has_lists = False
+    for row in session.execute(_numbers_by_hour(**form), where):
         counts = counted.setdefault(_hour_from(row.hour), dict.fromkeys(_COUNTS, 0))
+        has_lists = has_lists or row.tally in _LISTED
         if row.status in ON_CHAIN:
             counts["transaction_count"] += row.number
             if row.tally in _COUNTED:
                 counts[_COUNTED[row.tally]] += row.number
         elif row.status == ROLLED_BACK:
             counts["rolled_back"] += row.number
-    for row in session.execute(
-        select(hour, t.tally, func.sum(t.persons).label("persons"))
-        .where(within(constituency_id, hours), t.tally.in_(_LISTED), on_chain)
-        .group_by(hour, t.tally)
-    ):
+    for row in session.execute(_listed_by_hour(**form), where) if has_lists else ():
         counted[_hour_from(row.hour)][_LISTED[row.tally]] += int(row.persons or 0)
     for revote in revotes:
         for moment, _tx_id in revote.votes[1:]:
@@ -198,31 +247,38 @@ def _count_hours(
     return {hour: counts for hour, counts in counted.items() if hour in hours}
 
 
+_HOURS_OF = (
+    select(hourly)
+    .where(hourly.c.constituency_id == bindparam("constituency"))
+    .order_by(hourly.c.hour)
+)
+_CHANGE_HOUR = update(hourly).where(hourly.c.id == bindparam("key"))
+_NEW_HOUR = insert(hourly)
+
+
 def _write_hours(
     session: Session,
     constituency_id: uuid.UUID,
     hours: set[int],
     counted: Mapping[int, dict[str, int]],
-) -> None:
-    """Replace the touched hours and carry the cumulative columns on through all later ones."""
-    rows = session.execute(
-        select(hourly).where(hourly.c.constituency_id == constituency_id).order_by(hourly.c.hour)
-    ).all()
+) -> dict[str, int]:
+    """Replace the touched hours, carry the cumulative columns on through all later ones, add up."""
+    rows = session.execute(_HOURS_OF, {"constituency": constituency_id}).all()
     kept = {hour_of(row.hour): row for row in rows}
     gone = [kept[hour].id for hour in hours & kept.keys() if hour not in counted]
     for chunk in chunks(gone):
         session.execute(delete(hourly).where(hourly.c.id.in_(chunk)))
-    bulletins = votes = 0
+    sums = dict.fromkeys(_COUNTS, 0)
     new: list[dict[str, Any]] = []
     changed: list[dict[str, Any]] = []
     for hour in sorted((kept.keys() - hours) | counted.keys()):
         row = kept.get(hour)
         counts = counted.get(hour) or {name: getattr(row, name) for name in _COUNTS}
-        bulletins += counts["bulletins_issued"]
-        votes += counts["votes_cast"]
+        for name in _COUNTS:
+            sums[name] += counts[name]
         values = counts | {
-            "cumulative_bulletins": bulletins,
-            "cumulative_votes": votes,
+            "cumulative_bulletins": sums["bulletins_issued"],
+            "cumulative_votes": sums["votes_cast"],
             "coverage": 1.0,
             "bulletin_velocity": float(counts["bulletins_issued"]),
             "vote_velocity": float(counts["votes_cast"]),
@@ -234,9 +290,34 @@ def _write_hours(
         elif any(getattr(row, name) != value for name, value in values.items()):
             changed.append(values | {"key": row.id})
     if new:
-        session.connection().execute(insert(hourly), new)
+        session.connection().execute(_NEW_HOUR, new)
     if changed:
-        session.connection().execute(update(hourly).where(hourly.c.id == bindparam("key")), changed)
+        session.connection().execute(_CHANGE_HOUR, changed)
+    return sums
+
+
+@cache
+def _numbers_of_slot(spans: int) -> Select[AnyRow]:
+    t = transaction.c
+    return (
+        select(t.tally, func.count().label("number"))
+        .where(
+            within(spans),
+            t.slot == bindparam("slot"),
+            on_chain,
+            t.tally.in_(("bulletin", "vote")),
+        )
+        .group_by(t.tally)
+    )
+
+
+_JOBS_OF_SLOT = select(ledgered.c.id, ledgered.c.touched).where(
+    ledgered.c.constituency_id == bindparam("constituency"),
+    ledgered.c.slot == bindparam("slot"),
+    ledgered.c.is_cumulative.is_(False),
+    ledgered.c.duplicate_of_id.is_(None),
+)
+_COUNT_SLOT = update(ledgered).where(ledgered.c.id == bindparam("key"))
 
 
 def _count_slots(session: Session, constituency_id: uuid.UUID, touched: Touched) -> None:
@@ -245,85 +326,77 @@ def _count_slots(session: Session, constituency_id: uuid.UUID, touched: Touched)
     A ballot of a slot may show the content that another file gave it, and so stand in an hour
     that the slot's own file never saw: the slot's jobs remember the hours touched with it.
     """
-    t = transaction.c
     for slot in sorted(touched.slots):
-        jobs = session.execute(
-            select(FileProcessing.id, FileProcessing.status, FileProcessing.touched).where(
-                FileProcessing.constituency_id == constituency_id,
-                FileProcessing.slot == slot,
-                FileProcessing.is_cumulative.is_(False),
-                FileProcessing.duplicate_of_id.is_(None),
-            )
-        ).all()
+        whose = {"constituency": constituency_id, "slot": slot}
+        jobs = session.execute(_JOBS_OF_SLOT, whose).all()
         own = Touched(set(touched.hours), {slot})
         for job in jobs:
             own.update(Touched.from_json(job.touched))
+        spans = spans_of(own.hours)
         counted = session.execute(
-            select(t.tally, func.count().label("number"))
-            .where(
-                within(constituency_id, own.hours),
-                t.slot == slot,
-                on_chain,
-                t.tally.in_(("bulletin", "vote")),
-            )
-            .group_by(t.tally)
+            _numbers_of_slot(len(spans)), bounds(constituency_id, spans) | whose
         )
         numbers = {row.tally: row.number for row in counted}
-        session.execute(
-            update(FileProcessing)
-            .where(FileProcessing.id.in_([job.id for job in jobs]))
-            .values(
-                slot_bulletins=numbers.get("bulletin", 0),
-                slot_votes=numbers.get("vote", 0),
-                touched=own.as_json(),
-            )
-            .execution_options(synchronize_session=False)
-        )
+        found = {
+            "slot_bulletins": numbers.get("bulletin", 0),
+            "slot_votes": numbers.get("vote", 0),
+            "touched": own.as_json(),
+        }
+        if jobs:
+            session.connection().execute(_COUNT_SLOT, [found | {"key": job.id} for job in jobs])
 
 
-def _total(session: Session, constituency_id: uuid.UUID) -> None:
-    """Write the totals of a constituency from its hours and its protocol rows."""
-    h = hourly.c
-    sums = session.execute(
-        select(*(func.coalesce(func.sum(h[name]), 0).label(name) for name in _COUNTS)).where(
-            h.constituency_id == constituency_id
-        )
-    ).one()
-    has_roll = bool(sums.list_added or sums.list_removed)
-    registered = int(sums.list_added - sums.list_removed) if has_roll else None
-    bulletins = int(sums.bulletins_issued)
-    session.execute(
-        update(Constituency)
-        .where(Constituency.id == constituency_id)
-        .values(
-            bulletins_issued=bulletins,
-            votes_cast=int(sums.votes_cast),
-            votes_rejected=int(sums.votes_rejected),
-            registered_voters=registered,
-            participation_rate=bulletins / registered if registered and registered > 0 else None,
-            first_activity=_edge(session, constituency_id, transaction.c.timestamp.asc()),
-            last_activity=_edge(session, constituency_id, transaction.c.timestamp.desc()),
-            **_protocol(session, constituency_id, has_ballots=bulletins + sums.votes_cast > 0),
-        )
-        .execution_options(synchronize_session=False)
-    )
+_SET_TOTALS = update(table_of(Constituency)).where(table_of(Constituency).c.id == bindparam("key"))
 
 
-def _edge(
-    session: Session, constituency_id: uuid.UUID, order: ColumnElement[Any]
-) -> datetime | None:
+def _total(session: Session, constituency_id: uuid.UUID, sums: Mapping[str, int]) -> dict[str, Any]:
+    """Write the totals of a constituency from its hours and its protocol rows; returns them."""
+    has_roll = bool(sums["list_added"] or sums["list_removed"])
+    registered = sums["list_added"] - sums["list_removed"] if has_roll else None
+    bulletins = sums["bulletins_issued"]
+    first, last = session.execute(_EDGES, {"constituency": constituency_id}).one()
+    facts = {
+        "bulletins_issued": bulletins,
+        "votes_cast": sums["votes_cast"],
+        "votes_rejected": sums["votes_rejected"],
+        "registered_voters": registered,
+        "participation_rate": bulletins / registered if registered and registered > 0 else None,
+        "first_activity": first,
+        "last_activity": last,
+        **_protocol(session, constituency_id, has_ballots=bulletins + sums["votes_cast"] > 0),
+    }
+    session.connection().execute(_SET_TOTALS, facts | {"key": constituency_id})
+    return facts
+
+
+def _edge(order: ColumnElement[Any]) -> ScalarSelect[datetime]:
     t = transaction.c
-    return session.scalar(
+    return (
         select(t.timestamp)
-        .where(t.constituency_id == constituency_id, on_chain)
+        .where(t.constituency_id == bindparam("constituency"), on_chain)
         .order_by(order)
         .limit(1)
+        .scalar_subquery()
     )
+
+
+_EDGES = select(_edge(transaction.c.timestamp.asc()), _edge(transaction.c.timestamp.desc()))
+
+_PROTOCOL_ROWS = (
+    select(*(transaction.c[name] for name in ("type", "timestamp", "raw_data", "operation_data")))
+    .where(
+        transaction.c.constituency_id == bindparam("constituency"),
+        transaction.c.type.in_(_PROTOCOL),
+        # Told to the planner once more: this is the small partial index.
+        transaction.c.type.not_in(("vote", "blindSigIssue")),
+        transaction.c.status == "accepted",
+    )
+    .order_by(transaction.c.timestamp, transaction.c.tx_id)
+)
 
 
 def _protocol(session: Session, constituency_id: uuid.UUID, *, has_ballots: bool) -> dict[str, Any]:
     """Read what create, start, finish and results say; the later row (ts, id) has the last word."""
-    t = transaction.c
     facts: dict[str, Any] = {
         "status": "active" if has_ballots else "inactive",
         "dimension": None,
@@ -332,17 +405,7 @@ def _protocol(session: Session, constituency_id: uuid.UUID, *, has_ballots: bool
         "published_results": None,
         "is_revote_blocked": None,
     }
-    rows = session.execute(
-        select(t.type, t.timestamp, t.raw_data, t.operation_data)
-        .where(
-            t.constituency_id == constituency_id,
-            t.type.in_(_PROTOCOL),
-            # Told to the planner once more: this is the small partial index.
-            t.type.not_in(("vote", "blindSigIssue")),
-            t.status == "accepted",
-        )
-        .order_by(t.timestamp, t.tx_id)
-    )
+    rows = session.execute(_PROTOCOL_ROWS, {"constituency": constituency_id})
     for row in rows:
         facts |= _facts_of(row)
     return facts

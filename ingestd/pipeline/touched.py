@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Table, and_, false, or_
+from sqlalchemy import ColumnElement, Table, and_, bindparam, false, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -58,13 +58,27 @@ class Touched:
         return cls(set(value.get("hours", ())), set(value.get("slots", ())))
 
 
-def within(constituency_id: uuid.UUID, hours: Iterable[int]) -> ColumnElement[bool]:
-    """Condition: transactions of a constituency whose time lies in one of `hours`."""
-    spans = [
-        and_(transaction.c.timestamp >= start_of(first), transaction.c.timestamp < start_of(last))
-        for first, last in spans_of(hours)
+def within(spans: int) -> ColumnElement[bool]:
+    """Condition: transactions of a constituency in one of so many spans of time.
+
+    Its parameters are those of `bounds`, so that a statement is built once
+    for each number of spans and not for each file.
+    """
+    t = transaction.c
+    ranges = [
+        and_(t.timestamp >= bindparam(f"since_{n}"), t.timestamp < bindparam(f"until_{n}"))
+        for n in range(spans)
     ]
-    return and_(transaction.c.constituency_id == constituency_id, or_(false(), *spans))
+    return and_(t.constituency_id == bindparam("constituency"), or_(false(), *ranges))
+
+
+def bounds(constituency_id: uuid.UUID, spans: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """The parameters of `within` for these spans of hours (see `spans_of`)."""
+    values: dict[str, Any] = {"constituency": constituency_id}
+    for number, (since, until) in enumerate(spans):
+        values[f"since_{number}"] = start_of(since)
+        values[f"until_{number}"] = start_of(until)
+    return values
 
 
 def spans_of(hours: Iterable[int]) -> list[tuple[int, int]]:
