@@ -117,21 +117,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("promise"):
             item.user_properties.extend(("promise", number) for number in marker.args)
-        kinds = [kind for kind in ("sqlite", "postgresql") if kind in item.name]
+        used = f"{item.name} {' '.join(getattr(item, 'fixturenames', ()))}"
+        kinds = [kind for kind in ("sqlite", "postgresql") if kind in used]
         item.user_properties.extend(("database", kind) for kind in kinds)
 
 
 class Did(Protocol):
     """Notes for docs/reliability.md what a test did: files, rows, kills, faults."""
 
-    def __call__(self, text: str) -> None:
-        """Note it."""
+    def __call__(self, text: str, **numbers: int) -> None:
+        """Note it in a few words; numbers are added up over all cases of the test."""
 
 
 @pytest.fixture
 def did(record_property: Callable[[str, object], None]) -> Did:
-    """Notes what a test of a promise did to the program, in a few words with numbers."""
-    return lambda text: record_property("did", text)
+    """Notes what a test of a promise did to the program."""
+
+    def note(text: str, **numbers: int) -> None:
+        record_property("did", text)
+        for name, number in numbers.items():
+            record_property(f"did {name}", number)
+
+    return note
 
 
 @pytest.fixture(autouse=True)

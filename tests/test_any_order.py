@@ -21,7 +21,7 @@ from ingestd.pipeline.ingest import Found, Ingest
 from ingestd.pipeline.ledger import owner_name
 from ingestd.simulate import Plan, defect_names
 
-from .conftest import DATABASES, Clock, Databases, Simulated, simulated, terms_in
+from .conftest import DATABASES, Clock, Databases, Did, Simulated, simulated, terms_in
 from .oracle import Snapshot, differences, snapshot, unsound, untrue
 from .running import open_sessions
 
@@ -69,41 +69,49 @@ def arrivals(draw: st.DrawFn) -> tuple[int, int]:
     return draw(st.integers(0, 2**32)), draw(st.sampled_from((5_000, 37, 7, 1)))
 
 
+@pytest.mark.promise(12)
 @QUICK
 @given(plan=plans, ways=st.lists(arrivals(), min_size=2, max_size=2))
 def test_any_order_of_all_files_gives_the_truth(
-    databases: Databases, plan: Plan, ways: list[tuple[int, int]]
+    databases: Databases, plan: Plan, ways: list[tuple[int, int]], did: Did
 ) -> None:
     """Shuffled and repeated, in batches of any size, on either database."""
+    did("files shuffled and repeated, on both databases", elections=1, arrivals=len(ways))
     _check_all_files(databases, plan, ways)
 
 
+@pytest.mark.promise(12)
 @QUICK
 @given(plan=plans, ways=st.lists(arrivals(), min_size=3, max_size=3), part=st.floats(0.1, 0.95))
 def test_any_order_of_some_files_gives_the_same_tables(
-    databases: Databases, plan: Plan, ways: list[tuple[int, int]], part: float
+    databases: Databases, plan: Plan, ways: list[tuple[int, int]], part: float, did: Did
 ) -> None:
     """There is no truth about half an election, but there are no two opinions either."""
+    did("some of the files, shuffled and repeated", elections=1, arrivals=len(ways))
     _check_some_files(databases, plan, ways, part)
 
 
+@pytest.mark.promise(12)
 @pytest.mark.slow
 @LONG
 @given(plan=plans, ways=st.lists(arrivals(), min_size=2, max_size=2))
 def test_any_order_of_all_files_gives_the_truth_in_a_long_campaign(
-    databases: Databases, plan: Plan, ways: list[tuple[int, int]]
+    databases: Databases, plan: Plan, ways: list[tuple[int, int]], did: Did
 ) -> None:
     """The same with more elections, new ones every time."""
+    did("files shuffled and repeated, on both databases", elections=1, arrivals=len(ways))
     _check_all_files(databases, plan, ways)
 
 
+@pytest.mark.promise(12)
 @pytest.mark.slow
 @LONG
 @given(plan=plans, ways=st.lists(arrivals(), min_size=3, max_size=3), part=st.floats(0.1, 0.95))
 def test_any_order_of_some_files_gives_the_same_tables_in_a_long_campaign(
-    databases: Databases, plan: Plan, ways: list[tuple[int, int]], part: float
+    databases: Databases, plan: Plan, ways: list[tuple[int, int]], part: float, did: Did
 ) -> None:
     """The same with more elections, new ones every time."""
+    did("some of the files, shuffled and repeated", elections=1, arrivals=len(ways))
     _check_some_files(databases, plan, ways, part)
 
 

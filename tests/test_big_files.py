@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,8 +19,9 @@ from sqlalchemy import func, select
 from ingestd.models import Constituency, FileProcessing, HourlyStats, Transaction, table_of
 from ingestd.simulate import Packing, Plan
 
-from .conftest import DATABASES, Databases, Simulated, simulated
+from .conftest import DATABASES, Databases, Did, Simulated, simulated
 from .running import ONCE, environment, open_sessions
+from .victims import CRASH_VARIABLE, STEPS_VARIABLE, Victim
 
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -116,14 +118,95 @@ def whole_voting(folder: Path, packing: Packing, voters: int) -> Simulated:
 
 def drop(election: Simulated, folder: Path) -> None:
     """Put the file into the inbox: hard links cost no time."""
-    (folder / "inbox").mkdir()
+    (folder / "inbox").mkdir(parents=True)
     for found in election.files:
         (folder / "inbox" / found.relative).hardlink_to(found.path)
 
 
+BATCH_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a run of `once` went: when it began, stored each batch, and ended, in seconds."""
+
+    began: float
+    stored: list[float]
+    ended: float
+
+
+def run_victim(folder: Path, url: str, **settings: str) -> Course:
+    """Run it to its end, undisturbed from here on."""
+    told = folder / "steps.json"
+    began = time.monotonic()
+    victim = Victim(folder, url, settings=settings | {STEPS_VARIABLE: str(told)})
+    assert 0 == victim.wait(1800), victim.log()
+    return Course(began, json.loads(told.read_text()), time.monotonic())
+
+
+def kill_after(folder: Path, url: str, batches: int, **settings: str) -> None:
+    """Let it kill itself behind so many batches."""
+    victim = Victim(folder, url, settings=settings | {CRASH_VARIABLE: f"stored:{batches}"})
+    assert -signal.SIGKILL == victim.wait(1800), victim.log()
+
+
+@pytest.mark.promise(3, 4)
+@pytest.mark.parametrize("kind", DATABASES)
+@pytest.mark.parametrize("packing", ["csv", "zip"])
+def test_what_was_committed_before_a_kill_is_not_read_in_again(
+    databases: Databases, tmp_path: Path, packing: Packing, kind: str, did: Did
+) -> None:
+    """Killed at 10, 50 and 90 %: the second run stores the other batches, and only those."""
+    election = whole_voting(tmp_path, packing, 1_500)
+    (record,) = election.truth["files"]
+    batches = -(-record["lines"] // BATCH_ROWS)
+    did(f"SIGKILL at 10, 50 and 90 % of {batches} batches", kills=3, rows=3 * record["lines"])
+    for percent in (10, 50, 90):
+        folder = tmp_path / str(percent)
+        drop(election, folder)
+        done = batches * percent // 100
+        small = {"INGESTD_INGEST__BATCH_ROWS": str(BATCH_ROWS)}
+        with databases.fresh(kind) as url:
+            kill_after(folder, url, done, **small)
+            assert batches - done == len(run_victim(folder, url, **small).stored)
+            check(url, election)
+
+
+@pytest.mark.campaign
+@pytest.mark.promise(3, 4)
+@pytest.mark.parametrize("kind", DATABASES)
+@pytest.mark.parametrize("packing", ["csv", "zip"])
+def test_the_rest_after_a_kill_takes_little_more_than_its_share(
+    databases: Databases, tmp_path: Path, packing: Packing, kind: str, did: Did
+) -> None:
+    """Its share is the time that an undisturbed run took from the same batch to its end."""
+    election = whole_voting(tmp_path, packing, 140_000)
+    (record,) = election.truth["files"]
+    drop(election, tmp_path / "whole")
+    with databases.fresh(kind) as url:
+        whole = run_victim(tmp_path / "whole", url)
+    ratios = {}
+    for percent in (10, 50, 90):
+        folder = tmp_path / str(percent)
+        drop(election, folder)
+        done = len(whole.stored) * percent // 100
+        with databases.fresh(kind) as url:
+            kill_after(folder, url, done)
+            rest = run_victim(folder, url)
+            check(url, election)
+        share = whole.ended - whole.stored[done - 1]
+        ratios[percent] = (rest.ended - rest.began) / share
+    shutil.rmtree(tmp_path)
+    told = ", ".join(f"{ratio:.2f} of its share from {at} %" for at, ratio in ratios.items())
+    did(f"{record['bytes'] // MIB} MiB as {packing}, {kind}: {told}", kills=3)
+    assert max(ratios.values()) < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.promise(21)
 @pytest.mark.parametrize("packing", ["csv", "zip"])
 def test_memory_does_not_grow_with_the_file(
-    databases: Databases, tmp_path: Path, packing: Packing
+    databases: Databases, tmp_path: Path, packing: Packing, did: Did
 ) -> None:
     """A file of 60 MB costs what one of three batches costs, but for what the allocator keeps."""
     most = []
@@ -135,17 +218,19 @@ def test_memory_does_not_grow_with_the_file(
             run = run_once(folder, url, INGESTD_DATABASE__SQLITE_CACHE_MB="4")
             check(url, election)
         most.append(run.most_mib)
+    did(f"{packing} of 60 MB: {most[0]:.0f} MiB for a third of it, {most[1]:.0f} MiB for all")
     assert most[1] < most[0] + 20
 
 
 # Each packing and each database once: all four pairs would take ten minutes.
 @pytest.mark.slow
+@pytest.mark.promise(3, 4, 21)
 @pytest.mark.parametrize(
     ("packing", "kind"),
     [pair for pair in (("csv", "sqlite"), ("zip", "postgresql")) if pair[1] in DATABASES],
 )
 def test_two_gigabytes_go_through_300_mib_and_a_kill_in_the_middle(
-    databases: Databases, tmp_path: Path, packing: Packing, kind: str
+    databases: Databases, tmp_path: Path, packing: Packing, kind: str, did: Did
 ) -> None:
     """The second start goes on at the checkpoint: no line twice, none missing."""
     election = whole_voting(tmp_path, packing, 550_000)
@@ -155,7 +240,13 @@ def test_two_gigabytes_go_through_300_mib_and_a_kill_in_the_middle(
         first = run_once(tmp_path, url, kill_at_line=record["lines"] // 2)
         at = lines_read(url)
         second = run_once(tmp_path, url)
-        print(f"{record['bytes']} bytes, killed at line {at} of {record['lines']}: {first, second}")
+        did(
+            f"{record['bytes'] / 1e9:.1f} GB as {packing}, killed at line {at} of "
+            f"{record['lines']}: {first.seconds:.0f} s and {second.seconds:.0f} s, "
+            f"{max(first.most_mib, second.most_mib):.0f} MiB at most",
+            kills=1,
+            rows=record["lines"],
+        )
         check(url, election)
     # pytest keeps the folders of the last three runs.
     shutil.rmtree(tmp_path)

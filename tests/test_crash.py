@@ -33,6 +33,7 @@ from .test_any_order import ingest_all
 from .victims import CRASH_VARIABLE, Mode, Steps, Victim
 
 BATCH_ROWS = 10
+EVENTFUL_FILES = 10
 SMALL_BATCHES = {"INGESTD_INGEST__BATCH_ROWS": str(BATCH_ROWS)}
 
 
@@ -135,6 +136,7 @@ def jobs_in(url: str) -> Counter[tuple[str, str]]:
 def test_the_eventful_inbox_takes_every_step(eventful: Eventful) -> None:
     """Else a step would be armed that never comes."""
     assert set(Step) == set(eventful.steps)
+    assert EVENTFUL_FILES == sum(path.is_file() for path in eventful.inbox.rglob("*"))
 
 
 @pytest.mark.promise(1)
@@ -145,7 +147,11 @@ def test_kill_9_at_each_step_changes_nothing(
 ) -> None:
     """The first and the last time that the step is taken."""
     times = sorted({1, eventful.steps[step]})
-    did(f"{len(times)} kills at '{step}', each in a run over 10 files, 5 of them in trouble")
+    did(
+        "SIGKILL at the first and the last time of each step, in an inbox with every trouble",
+        kills=len(times),
+        files=len(times) * EVENTFUL_FILES,
+    )
     for number in times:
         scene.die_and_go_on(eventful, kind, f"{step}:{number}")
 
@@ -157,7 +163,7 @@ def test_kill_9_at_every_time_of_every_step_changes_nothing(
     eventful: Eventful, scene: Scene, kind: str, did: Did
 ) -> None:
     """All of them."""
-    did(f"{eventful.steps.total()} kills, at each step and each time that it is taken")
+    did("SIGKILL every time that a step is taken", kills=eventful.steps.total())
     for step, most in eventful.steps.items():
         for number in range(1, most + 1):
             scene.die_and_go_on(eventful, kind, f"{step}:{number}")
@@ -290,6 +296,11 @@ class Murderer:
         soon(lambda: f':{victim.process.pid}"' in victim.log())
         assert 0 == victim.stop()
 
+    def count(self, election: Simulated) -> dict[str, int]:
+        """What the report adds up."""
+        rows = sum(record["lines"] for record in election.truth["files"])
+        return {"kills": self.killed, "files": len(election.files), "rows": rows}
+
     def _victim(self, mode: Mode) -> Victim:
         return Victim(
             self.folder,
@@ -350,7 +361,7 @@ def test_kill_9_at_any_moment_changes_nothing(
     for name, part in (("drop", 0.75), ("drop-2", 0.25)):
         drop(packed.folder / name, tmp_path)
         murderer.run_to_the_end(kills=round(kills * part), seconds=seconds * part)
-    did(f"{murderer.killed} kills of `once`, {len(packed.files)} files, {lines_of(packed)} rows")
+    did("SIGKILL of `once` at random instants", **murderer.count(packed))
     assert murderer.killed >= kills // 3
     same_as(expected, packed, migrated_url, tmp_path)
 
@@ -380,13 +391,8 @@ def test_kill_9_of_the_daemon_under_load_changes_nothing(
     dropper.start()
     murderer.kill_the_daemon(kills=kills, until=all_there)
     dropper.join()
-    did(f"{murderer.killed} kills of `run`, {len(packed.files)} files, {lines_of(packed)} rows")
+    did("SIGKILL of `run` at random instants, under load", **murderer.count(packed))
     same_as(expected, packed, migrated_url, tmp_path)
-
-
-def lines_of(election: Simulated) -> int:
-    """How many lines its files have."""
-    return sum(record["lines"] for record in election.truth["files"])
 
 
 def same_as(expected: Snapshot, election: Simulated, url: str, folder: Path) -> None:

@@ -288,6 +288,7 @@ def test_a_row_that_only_a_refused_file_held_first_stays_by_its_other_file(
 # The same again -----------------------------------------------------------------------------
 
 
+@pytest.mark.promise(10)
 def test_the_same_bytes_under_another_name_place_or_packing_are_duplicates(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
@@ -310,6 +311,7 @@ def test_the_same_bytes_under_another_name_place_or_packing_are_duplicates(
     assert 1 + len(copies) == len(jobs_of(sessions))
 
 
+@pytest.mark.promise(10)
 def test_a_zip_that_comes_again_is_known_without_unpacking(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def spaced(row: str) -> str:
 # What differs -------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(11)
 def test_a_row_that_is_gone_is_withdrawn_and_never_deleted(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_row_that_is_gone_is_withdrawn_and_never_deleted(
     assert [] == unsound(sessions)
 
 
+@pytest.mark.promise(11)
 def test_a_row_that_changed_shows_its_newer_content(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_row_that_changed_shows_its_newer_content(
     assert [] == unsound(sessions)
 
 
+@pytest.mark.promise(11)
 def test_rows_that_were_added_are_a_warning(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
@@ -165,6 +168,7 @@ def test_a_rollback_in_another_file_excuses_a_row_that_is_gone(
 # Several of them ----------------------------------------------------------------------------
 
 
+@pytest.mark.promise(11)
 def test_the_third_publication_counts_and_the_alert_speaks_of_all(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
@@ -239,6 +243,7 @@ def test_only_a_superseded_publication_can_be_made_current(
         ingest.make_current(job.id)
 
 
+@pytest.mark.promise(11)
 def test_an_older_publication_that_is_finished_late_does_not_count(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
@@ -262,6 +267,7 @@ def test_an_older_publication_that_is_finished_late_does_not_count(
     assert [] == unsound(sessions)
 
 
+@pytest.mark.promise(11)
 def test_a_withdrawn_row_that_another_file_holds_comes_back(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:

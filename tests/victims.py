@@ -1,16 +1,19 @@
 """The real program in processes that start within a tenth of a second, made to be killed.
 
 They are forked from a server that has imported it already. This is the test build of the
-settings: it alone knows the variable INGESTD_TEST__CRASH_AT, by which a process kills itself
-with SIGKILL as soon as a step is over for the n-th time (`loaded:2`).
+settings: it alone knows INGESTD_TEST__CRASH_AT, by which a process kills itself with SIGKILL
+as soon as a step is over for the n-th time (`loaded:2`), and INGESTD_TEST__TELL_STEPS, a file
+into which it writes at its end when each batch was stored.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ from .running import environment
 
 Mode = Literal["once", "run"]
 CRASH_VARIABLE = "INGESTD_TEST__CRASH_AT"
+STEPS_VARIABLE = "INGESTD_TEST__TELL_STEPS"
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["ingestd.daemon", "psycopg"])
@@ -40,6 +44,7 @@ class TestBuild(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="INGESTD_TEST__")
 
     crash_at: str = ""
+    tell_steps: Path | None = None
 
 
 @dataclass
@@ -48,10 +53,13 @@ class Steps:
 
     crash_at: str = ""
     told: Counter[Step] = field(default_factory=Counter)
+    stored_at: list[float] = field(default_factory=list)
 
     def __call__(self, step: Step) -> None:
         """Note a step; no handler, no `finally`, no buffer survives the last one."""
         self.told[step] += 1
+        if step == Step.STORED:
+            self.stored_at.append(time.monotonic())
         if self.crash_at == f"{step}:{self.told[step]}":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,12 +74,16 @@ def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
         os.dup2(stream, standard)
     sys.stderr = os.fdopen(2, "w")
     log.configure("info", "json", sys.stderr)
-    steps = Steps(TestBuild().crash_at)
-    os.environ.pop(CRASH_VARIABLE, None)
+    build = TestBuild()
+    steps = Steps(build.crash_at)
+    for variable in (CRASH_VARIABLE, STEPS_VARIABLE):
+        os.environ.pop(variable, None)
     settings = load_settings()
     if mode == "run":
         sys.exit(daemon.run(settings, on_step=steps))
     summary = daemon.once(settings, on_step=steps)
+    if build.tell_steps:
+        build.tell_steps.write_text(json.dumps(steps.stored_at))
     sys.exit("\n".join(summary.waiting) or 0)
 
 

