@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format check migrations-check wheel-smoke clean
+.PHONY: help demo test quick reliability lint format check migrations-check wheel-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +19,13 @@ demo: $(READY)  ## see it work: simulated files in, a kill -9 on the way, checke
 	$(BIN)/python tests/demo.py
 
 test: $(READY)  ## every test, on SQLite and on a real PostgreSQL
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) -m "not campaign"
 
-quick: $(READY)  ## the tests without the long campaigns
-	$(BIN)/pytest -n $(WORKERS) -m "not slow"
+quick: $(READY)  ## the tests without the slow ones
+	$(BIN)/pytest -n $(WORKERS) -m "not slow and not campaign"
+
+reliability: $(READY)  ## every promise with its long campaigns (an hour or more); writes docs/reliability.md
+	$(BIN)/python -m tests.reliability --workers $(WORKERS)
 
 lint: $(READY)  ## ruff, mypy, import contracts
 	$(BIN)/ruff check
