@@ -122,6 +122,17 @@ class Watch(BaseModel):
         description="A file is complete when its size and time stay the same for this long; "
         "used where there is no stronger evidence.",
     )
+    require_marker: bool = Field(
+        default=False,
+        description="Take only files with a marker or a manifest beside them: name.csv.done, "
+        "name.csv.ok, name.csv.rows, name.csv.sha256 or SHA256SUMS.",
+    )
+    manifest_wait_seconds: FiniteFloat = Field(
+        default=600.0,
+        ge=0,
+        description="A file that contradicts its manifest waits; when neither has changed for "
+        "this long, it is quarantined.",
+    )
     events: bool = Field(
         default=True,
         description="Be woken by the file system, too. The full looks find every file without it.",
@@ -205,6 +216,9 @@ class Limits(BaseModel):
         default=3, ge=1, description="How deep ZIPs may lie in ZIPs, the outermost one counted."
     )
     max_members: int = Field(default=100_000, ge=1, description="Members of one ZIP.")
+    max_manifest_bytes: int = Field(
+        default=16 * MIB, ge=1, description="A longer marker or manifest is ignored."
+    )
     max_json_depth: int = Field(
         default=64, ge=1, le=1000, description="Levels of lists and objects in a JSON column."
     )

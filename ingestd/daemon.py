@@ -27,15 +27,18 @@ from sqlalchemy.exc import DBAPIError
 from ingestd import migrate
 from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.db import make_engine, make_sessions
-from ingestd.errors import StopRequested, StorageFault
+from ingestd.errors import ManifestNotMet, StopRequested, StorageFault
 from ingestd.models import FileProcessing
 from ingestd.pipeline import ledger, trial
+from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
 from ingestd.pipeline.ledger import Books
+from ingestd.pipeline.leftover import Leftovers
 from ingestd.pipeline.read import ReadLimits, stamp_of
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.trial import TrialFile
-from ingestd.pipeline.watch import Seen, Settling, Watcher, is_open_for_writing, scan
+from ingestd.pipeline.watch import Seen, Settling, Watcher, closed, scan
+from ingestd.pipeline.writers import Writers, writers_of
 
 log = structlog.get_logger()
 
@@ -179,9 +182,13 @@ def once(
         is_inbox = all(root.resolve().is_relative_to(inbox.resolve()) for root in roots)
         is_archiving = is_inbox and settings.watch.after == "archive"
     files = [found for root in roots for found in _files_of(settings, root)]
+    summary = Summary()
+    if settings.watch.require_marker and not paths:
+        unmarked = [found.label for found in files if not found.claim]
+        summary.waiting += [f"{label}: it has no marker and no manifest" for label in unmarked]
+        files = [found for found in files if found.claim]
     sizes = {found: _size_of(found.path) for found in files}
     engine = open_database(settings, writer=True)
-    summary = Summary()
     try:
         with _stopping() as stop:
             ingest = make_ingest(
@@ -234,6 +241,9 @@ def _within(  # noqa: PLR0913, PLR0917 - the parts of one progress line
 
 
 def _take_once(ingest: Ingest, found: Found, summary: Summary) -> None:
+    if writers_of(found.path) is Writers.SOME:
+        summary.waiting.append(f"{found.label}: a process is still writing it")
+        return
     try:
         jobs = ingest.take(found)
     except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
@@ -254,14 +264,40 @@ def _files_of(settings: Settings, root: Path) -> list[Found]:
     if root.is_file():
         inbox = settings.watch.inbox.absolute()
         base = inbox if root.is_relative_to(inbox) else root.parent
-        return [Found(base, root.relative_to(base), "asked")]
+        claims = _claims(settings, root.parent, _markers_in(root.parent), [Path(root.name)])
+        return [_asked(base, root.relative_to(base), claims.get(Path(root.name)))]
     if not root.is_dir():
         message = f"{root}: there is no such file or folder"
         raise ConfigError(message)
+    markers: dict[Path, str] = {}
     seen = sorted(
-        scan(root, settings.watch.ignore), key=lambda file: (file.mtime_ns, str(file.relative))
+        scan(root, settings.watch.ignore, markers=markers),
+        key=lambda file: (file.mtime_ns, str(file.relative)),
     )
-    return [Found(root, file.relative, "asked") for file in seen]
+    claims = _claims(settings, root, markers, [file.relative for file in seen])
+    return [_asked(root, file.relative, claims.get(file.relative)) for file in seen]
+
+
+def _asked(root: Path, relative: Path, claim: Claim | None) -> Found:
+    return Found(root, relative, claim.evidence if claim else "asked", claim=claim)
+
+
+def _claims(
+    settings: Settings, root: Path, markers: dict[Path, str], files: Sequence[Path]
+) -> dict[Path, Claim]:
+    manifests = Manifests(settings.limits.max_manifest_bytes)
+    claims = manifests.claims(root, markers, files)
+    manifests.complain()
+    return claims
+
+
+def _markers_in(folder: Path) -> dict[Path, str]:
+    with os.scandir(folder) as entries:
+        return {
+            Path(entry.name): stamp_of(entry.stat(follow_symlinks=False))
+            for entry in entries
+            if is_marker(entry.name)
+        }
 
 
 def _size_of(path: Path) -> int:
@@ -303,6 +339,25 @@ def _stopping() -> Iterator[threading.Event]:
 
 
 @dataclass(slots=True)
+class Unmarked:
+    """Says that files wait for a marker that is required: when it begins, and when it is over."""
+
+    _since: float | None = None
+    _most: int = 0
+
+    def note(self, files: Sequence[Path], now: float) -> None:
+        """Note which files lack theirs at this look."""
+        if files and self._since is None:
+            self._since = now
+            log.warning("files_without_marker", files=len(files), first=label_of(files[0]))
+        elif not files and self._since is not None:
+            waited = round(now - self._since, 1)
+            log.info("files_without_marker_over", most_files=self._most, seconds=waited)
+            self._since, self._most = None, 0
+        self._most = max(self._most, len(files))
+
+
+@dataclass(slots=True)
 class Daemon:
     """One inbox, one database, one loop."""
 
@@ -310,27 +365,47 @@ class Daemon:
     ingest: Ingest
     watcher: Watcher
     settling: Settling
+    manifests: Manifests
+    leftovers: Leftovers
     odd: set[str] = field(default_factory=set)
     # Stamps of files that are final where they lie: left there by setting, or
     # waiting for a pause to end; spares the ledger a question at every look.
     done: dict[Path, str] = field(default_factory=dict)
+    unmarked: Unmarked = field(default_factory=Unmarked)
 
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
         root = self.settings.watch.inbox
-        seen = list(scan(root, self.settings.watch.ignore, self.odd))
-        hints = self.watcher.wakeup.take_hints([file.relative for file in seen])
+        markers: dict[Path, str] = {}
+        seen = list(scan(root, self.settings.watch.ignore, self.odd, markers))
+        here = [file.relative for file in seen]
+        hints = self.watcher.wakeup.take_hints(here) | self._asked_for(root)
         files = self._unfinished(root, seen)
-        ready = self.settling.complete(root, files, hints, time.monotonic())
+        claims = self.manifests.claims(root, markers, here)
+        now = time.monotonic()
+        ready = self.settling.complete(root, files, hints, now, claims)
+        self.unmarked.note(self.settling.unmarked, now)
         taken = False
-        for found in ready:
+        for complete in ready:
             if self.ingest.should_stop():
                 return taken
-            if is_open_for_writing(found.path):
-                continue
-            taken |= self._take(found)
+            found = closed(complete)
+            if found:
+                taken |= self._take(found)
         self.ingest.note_missing(root)
+        if self.ingest.terms.is_archiving:
+            for marker in self.leftovers.due(self.manifests, markers, here, now):
+                with database_at_work():
+                    self.leftovers.tidy(self.ingest.sessions, marker, self.manifests)
         return taken
+
+    def _asked_for(self, root: Path) -> dict[Path, str]:
+        """Files that a person put back by `ingestd retry`: their markers stayed behind."""
+        if not self.settings.watch.require_marker:
+            return {}
+        with database_at_work(), self.ingest.sessions.begin() as session:
+            queued = ledger.queued_under(session, str(root))
+            return {Path(job.path): "asked" for job in queued}
 
     def _unfinished(self, root: Path, seen: Sequence[Seen]) -> list[Seen]:
         """Drop the files that are known to be final as they lie there."""
@@ -351,31 +426,55 @@ class Daemon:
 
     def _take(self, found: Found) -> bool:
         try:
-            before = stamp_of(found.path.stat())
             jobs = self.ingest.take(found)
-        except StopRequested:
+        except (StopRequested, FileNotFoundError):
             return False
-        except FileNotFoundError:
-            return False
-        except PermissionError as error:
-            mode = _mode_of(found.path)
-            self._say_once(found, "file_not_readable", error=str(error), mode=mode)
+        except ManifestNotMet as unmet:
+            self._wait_for_manifest(found, unmet)
             return False
         except OSError as error:
             # One file on a bad sector, or an archive that is full, must not
             # keep all others waiting; it is tried again at every look.
-            self._say_once(found, "file_not_taken", error=str(error))
+            self._say_not_taken(found, error)
             return False
         except StorageFault:
             raise  # that concerns all files
         except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
             self._say_once(found, "file_not_taken", error=f"{type(error).__name__}: {error}")
             return False
-        if jobs and all(job.status not in ("pending", "processing", "failed") for job in jobs):
-            if not self.ingest.terms.is_archiving:
-                self.done[found.relative] = before
-            return True
-        return False
+        if not jobs:
+            return False
+        self._say_met(found)
+        if any(job.status in ("pending", "processing", "failed") for job in jobs):
+            return False
+        if not self.ingest.terms.is_archiving:
+            self.done[found.relative] = found.stamp
+        return True
+
+    def _say_not_taken(self, found: Found, error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            mode = _mode_of(found.path)
+            self._say_once(found, "file_not_readable", error=str(error), mode=mode)
+        else:
+            self._say_once(found, "file_not_taken", error=str(error))
+
+    def _wait_for_manifest(self, found: Found, unmet: ManifestNotMet) -> None:
+        """Said the first time; how it went on is said when it is over."""
+        if self.settling.not_met(found, time.monotonic()):
+            log.warning(
+                "manifest_not_met",
+                path=found.label,
+                manifest=unmet.manifest,
+                what=unmet.what,
+                expected=unmet.expected,
+                found=unmet.found,
+            )
+
+    def _say_met(self, found: Found) -> None:
+        waited = self.settling.met(found.relative, time.monotonic())
+        if waited and not found.is_last_chance:
+            times, seconds = waited
+            log.info("manifest_met", path=found.label, tries=times + 1, seconds=round(seconds, 1))
 
     def _say_once(self, found: Found, event: str, **details: object) -> None:
         if found.label not in self.odd:
@@ -504,7 +603,15 @@ def _loop(
         settings, engine, is_archiving=is_archiving, should_stop=should_stop, on_step=on_step
     )
     watcher = Watcher(settings.watch.inbox, with_events=settings.watch.events)
-    daemon = Daemon(settings, ingest, watcher, Settling(settings.watch.settle_seconds))
+    watch = settings.watch
+    daemon = Daemon(
+        settings,
+        ingest,
+        watcher,
+        Settling(watch.settle_seconds, watch.manifest_wait_seconds, watch.require_marker),
+        Manifests(settings.limits.max_manifest_bytes),
+        Leftovers(watch.inbox, watch.archive, watch.manifest_wait_seconds),
+    )
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
     has_begun = False

@@ -4,6 +4,7 @@
     ├── FileRefused               the file: quarantined, never retried by itself
     ├── FileChanged               the attempt: undone, the new bytes are read anew
     ├── FileVanished              the job: its file was taken away
+    ├── ManifestNotMet            time: the file is not complete yet
     ├── StopRequested             nothing: the job is handed back at its checkpoint
     ├── LostClaim                 nothing: another worker has the job
     ├── SchemaMismatch            the daemon: the database must be upgraded first
@@ -46,6 +47,19 @@ class FileChanged(IngestError):
 
 class FileVanished(IngestError):
     """The file of a job is gone."""
+
+
+class ManifestNotMet(IngestError):
+    """A manifest says something of a file that is not so, or not yet."""
+
+    def __init__(self, path: str, *, manifest: str, what: str, expected: str, found: str) -> None:
+        """Name the file, its manifest, what it speaks of, and both values."""
+        super().__init__(f"{manifest} says {what} {expected}, the file has {found}")
+        self.path = path
+        self.manifest = manifest
+        self.what = what
+        self.expected = expected
+        self.found = found
 
 
 class StopRequested(IngestError):

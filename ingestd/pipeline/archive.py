@@ -9,10 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import structlog
+
+from ingestd.errors import FileChanged
+from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.step import Step
+
+log = structlog.get_logger()
 
 _REASON_SUFFIX = ".reason.txt"
 _MOST_NAME_BYTES = 255
@@ -33,6 +39,7 @@ def put_away(
 
     Raises:
         OSError: the file stays where it is.
+        FileChanged: so it does, since it is no longer what was to be put away.
     """
     target = free_name(folder / relative)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,22 +56,57 @@ def put_away(
     return target
 
 
+def put_back(target: Path, home: Path) -> Path:
+    """Move what was put away by mistake back to its `home`; returns where it went.
+
+    Something else may lie there again by now, which a link refuses to replace.
+    """
+    try:
+        os.link(target, home, follow_symlinks=False)
+    except OSError:
+        return put_away(target, home.parent, Path(home.name))
+    target.unlink()
+    return home
+
+
+def put_beside(markers: Iterable[Path], target: Path) -> None:
+    """Move the markers of a file that lies at `target` now to its side, under its new name.
+
+    One that cannot be moved is no reason to stop: a later look finds it left over.
+    """
+    for marker in markers:
+        name = _beside(target, target.name, marker.suffix).name
+        try:
+            put_away(marker, target.parent, Path(name))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("marker_not_put_away", path=os.fspath(marker), error=str(error))
+
+
 def _copy_over(path: Path, target: Path, on_step: Callable[[Step], None]) -> None:
     """Copy to another file system; the source goes only when the copy is safe on disk."""
     partial = _beside(target, f".{target.name}", ".part")
     try:
         with path.open("rb") as source, partial.open("wb") as copy:
+            stamp = stamp_of(os.fstat(source.fileno()))
             shutil.copyfileobj(source, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())
         shutil.copystat(path, partial)
         on_step(Step.COPIED)
+        _refuse_changed(path, stamp)
         partial.rename(target)
-    except OSError:
+    except (OSError, FileChanged):
         partial.unlink(missing_ok=True)
         raise
     _fsync_folder(target.parent)
     path.unlink()
+
+
+def _refuse_changed(path: Path, stamp: str) -> None:
+    if stamp_of(path.stat(follow_symlinks=False)) != stamp:
+        raise FileChanged(f"{path} changed while it was copied")
 
 
 def _fsync_folder(folder: Path) -> None:

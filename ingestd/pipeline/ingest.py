@@ -29,6 +29,7 @@ from ingestd.errors import (
     FileVanished,
     IngestError,
     LostClaim,
+    ManifestNotMet,
     StopRequested,
     StorageFault,
 )
@@ -36,6 +37,7 @@ from ingestd.job_state import PUT_AWAY, QUEUED, JobState
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
+from ingestd.pipeline.evidence import Claim, Measured, RowCount, contradiction
 from ingestd.pipeline.ledger import Books, Delivery, Twin
 from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.read import (
@@ -43,6 +45,7 @@ from ingestd.pipeline.read import (
     ReadLimits,
     RowReader,
     Source,
+    is_moved_unchanged,
     open_source,
     sha256_of,
 )
@@ -59,6 +62,7 @@ from ingestd.pipeline.validate import (
     contract_in_row,
     storable,
 )
+from ingestd.pipeline.writers import Writers, writers_kept_out
 
 log = structlog.get_logger()
 
@@ -102,6 +106,14 @@ class Found:
     root: Path
     relative: Path
     evidence: str
+    # What markers and manifests say of it.
+    claim: Claim | None = None
+    # As it was when it was found complete.
+    stamp: str = ""
+    # Its manifest proves it complete, or it waits: a writer need not have closed it.
+    may_be_open: bool = False
+    # It contradicted its manifest for long: it does not wait any more.
+    is_last_chance: bool = False
 
     @property
     def path(self) -> Path:
@@ -135,6 +147,7 @@ class Ingest:
         """Take one file all the way; returns its jobs as they now stand.
 
         Raises:
+            ManifestNotMet: it is not complete yet; nothing is recorded.
             StopRequested: a stop was asked for; what is committed stays.
             StorageFault: the database did not answer; nothing is lost.
         """
@@ -176,16 +189,22 @@ class Ingest:
         jobs = [
             job for job in earlier if job.stamp == source.stamp and job.status != JobState.VANISHED
         ]
-        if jobs:
+        if jobs and not _is_newly_claimed(found, jobs):
             by_member = self._members_of(source, jobs)
             return [(by_member.get(job.member), job) for job in jobs]
         if any(job.status in QUEUED for job in earlier):
-            # Other bytes lie here than those that a queued job began to read.
+            # Other bytes lie here than those that a queued job began to read, or a manifest
+            # came that may say so.
             self._let_go(found.root, lambda _job: True, path=found.label)
+        measured = Measured()
         try:
-            deliveries = self._look_inside(found, source)
+            deliveries = self._look_inside(found, source, measured)
         except FileRefused as refusal:
+            self._heed_manifest(found, measured)
+            if not source.is_unchanged():
+                raise FileVanished(found.label) from refusal
             return [(None, self._refuse_container(found, source, refusal))]
+        unmet = self._heed_manifest(found, measured)
         if not source.is_unchanged():
             raise FileVanished(found.label)
         self.on_step(Step.LOOKED)
@@ -198,10 +217,21 @@ class Ingest:
                 if job is None:
                     message = "the same bytes are being worked on under another name"
                     raise LostClaim(message)
+                if unmet and job.status in QUEUED:
+                    contradicted = FileRefused(str(unmet), kind="manifest", field=unmet.what)
+                    self._quarantine(session, job, contradicted, Attempt(Books(), Touched()))
                 recorded.append((csv, job))
             self.on_step(Step.NOTED)
         self.on_step(Step.RECORDED)
         return recorded
+
+    @staticmethod
+    def _heed_manifest(found: Found, measured: Measured) -> ManifestNotMet | None:
+        """Let a file wait that contradicts its manifest, unless it has waited long enough."""
+        unmet = contradiction(found.claim, found.label, measured)
+        if unmet and not found.is_last_chance:
+            raise unmet
+        return unmet
 
     @staticmethod
     def _members_of(source: Source, jobs: Iterable[FileProcessing]) -> dict[str | None, Csv]:
@@ -214,33 +244,46 @@ class Ingest:
             return {}
 
     def _look_inside(
-        self, found: Found, source: Source
+        self, found: Found, source: Source, measured: Measured
     ) -> list[tuple[Csv | None, Delivery, list[Place]]]:
-        """Hash every CSV and read what its names say."""
+        """Hash every CSV, measure what a manifest asks for, and read what the names say."""
         container_sha256 = None
         if source.is_zip:
             with found.path.open("rb", buffering=0) as stream:
                 container_sha256, _size = sha256_of(stream)
+            measured.sha256 = container_sha256
             with self.sessions.begin() as session:
                 known = ledger.container_is_known(session, container_sha256)
             if known and _is_told_by_members(source, known):
+                measured.rows = sum(job.rows_read - job.rows_blank for job in known)
                 return [
                     (None, self._again(found, source, job), places_of(found, job.member))
                     for job in known
                 ]
         csvs = list(source.csvs())
+        counted = RowCount() if found.claim and found.claim.asks_for_rows else None
         deliveries: list[tuple[Csv | None, Delivery, list[Place]]] = []
         for csv in csvs:
             self._heed_stop()
-            delivery = self._deliver(found, source, csv, container_sha256, alone=len(csvs) == 1)
+            with source.open(csv) as stream:
+                digest = sha256_of(stream, counted.next_csv() if counted else _nothing)
+            is_alone = len(csvs) == 1
+            delivery = self._deliver(found, source, csv, digest, container_sha256, alone=is_alone)
             deliveries.append((csv, delivery, places_of(found, csv.member)))
+        measured.sha256 = container_sha256 or deliveries[0][1].sha256
+        measured.rows = counted.rows if counted else None
         return deliveries
 
     def _deliver(
-        self, found: Found, source: Source, csv: Csv, container_sha256: str | None, *, alone: bool
+        self,
+        found: Found,
+        source: Source,
+        csv: Csv,
+        digest: tuple[str, int],
+        container_sha256: str | None,
+        *,
+        alone: bool,
     ) -> Delivery:
-        with source.open(csv) as stream:
-            sha256, size = sha256_of(stream)
         way = "/".join([*found.label.split("/")[:-1], *csv.steps]) if csv.steps else found.label
         name = way.rsplit("/", 1)[-1]
         contract_id, slot = parse_name(name)
@@ -258,9 +301,9 @@ class Ingest:
             name=storable(name),
             stamp=source.stamp,
             mtime=_moment_of(source.mtime_ns),
-            sha256=sha256,
+            sha256=digest[0],
             container_sha256=container_sha256,
-            size=size,
+            size=digest[1],
             contract_id=contract_id,
             constituency_id=stats.constituency_id_of(contract_id) if contract_id else None,
             slot=slot,
@@ -339,17 +382,17 @@ class Ingest:
         try:
             return self.ingest_file(source, csv, job, attempt)
         except FileRefused as refusal:
+            if not _is_still(source):
+                # What is wrong with it may be the change itself: not these bytes are judged.
+                self._forget_changed(found, job)
+                raise FileChanged(found.label) from refusal
             with self.sessions.begin() as session:
                 job = session.get_one(FileProcessing, job.id)
                 self._quarantine(session, job, refusal, attempt)
             self.on_step(Step.REFUSED)
             return job
         except (FileChanged, FileVanished):
-            with self.sessions.begin() as session:
-                job = session.get_one(FileProcessing, job.id)
-                self._undo(session, job)
-                ledger.vanish(session, job, now=self.clock())
-            log.warning("file_changed_while_read", path=found.label, member=job.member)
+            self._forget_changed(found, job)
             raise
         except StopRequested:
             with self.sessions.begin() as session:
@@ -361,6 +404,14 @@ class Ingest:
             if isinstance(error, DBAPIError) and is_transient(error):
                 raise
             return self._note_failure(job.id, error, attempt)
+
+    def _forget_changed(self, found: Found, job: FileProcessing) -> None:
+        """Undo a job whose bytes are no longer there; what lies there now is found anew."""
+        with self.sessions.begin() as session:
+            job = session.get_one(FileProcessing, job.id)
+            self._undo(session, job)
+            ledger.vanish(session, job, now=self.clock())
+        log.warning("file_changed_while_read", path=found.label, member=job.member)
 
     def ingest_file(
         self, source: Source, csv: Csv, job: FileProcessing, attempt: Attempt
@@ -672,17 +723,26 @@ class Ingest:
         """Move the source once none of its jobs asks for work any more."""
         if not self.terms.is_archiving or any(job.status not in PUT_AWAY for job in jobs):
             return jobs
-        if not source.is_unchanged():
-            return jobs
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
         reason = self._reasons(refused) if refused else ()
-        target = archive.put_away(
-            found.path, folder, found.relative, reason=reason, on_step=self.on_step
-        )
+        with writers_kept_out(found.path) as writers:
+            # Whoever writes it now writes what was never read: it stays, and is looked at anew.
+            if writers is Writers.SOME or not source.is_unchanged():
+                return jobs
+            target = archive.put_away(
+                found.path, folder, found.relative, reason=reason, on_step=self.on_step
+            )
+        if not is_moved_unchanged(source.stamp, target):
+            home = archive.put_back(target, found.path)
+            log.warning("file_changed_while_put_away", path=found.label, put_back=label_of(home))
+            return jobs
         with self.sessions.begin() as session:
             ledger.note_archived(session, jobs, label_of(target))
         self.on_step(Step.PUT_AWAY)
+        # Last, since a file without its marker might wait for one for ever.
+        if found.claim:
+            archive.put_beside([found.root / path for path in found.claim.beside], target)
         return jobs
 
     def _reasons(self, refused: list[FileProcessing]) -> list[str]:
@@ -812,6 +872,24 @@ def _is_told_by_members(source: Source, known: list[FileProcessing]) -> bool:
     return {job.member for job in known} == {
         storable(csv.member) if csv.member else None for csv in source.csvs()
     }
+
+
+def _is_newly_claimed(found: Found, jobs: Iterable[FileProcessing]) -> bool:
+    """Say whether a manifest came for a file that was begun on weaker evidence."""
+    if found.claim is None or not found.claim.checks:
+        return False
+    return any(job.status in QUEUED and job.evidence != found.evidence for job in jobs)
+
+
+def _is_still(source: Source) -> bool:
+    try:
+        return source.is_unchanged()
+    except FileVanished:
+        return False
+
+
+def _nothing(_block: bytes) -> None:
+    """Nobody counts."""
 
 
 _YEAR_9999 = 253_402_300_799

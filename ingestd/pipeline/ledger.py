@@ -650,6 +650,21 @@ def queued_under(session: Session, root: str, path: str | None = None) -> list[F
     return list(session.scalars(query))
 
 
+def last_at(session: Session, root: str, paths: Sequence[str]) -> dict[str, list[FileProcessing]]:
+    """Give the jobs of the file that was found last, for each of `paths` that had one."""
+    jobs = session.scalars(
+        select(FileProcessing)
+        .where(FileProcessing.path.in_(paths), FileProcessing.root == root)
+        .order_by(FileProcessing.discovered_at.desc(), FileProcessing.member)
+    )
+    last: dict[str, list[FileProcessing]] = {}
+    for job in jobs:
+        found = last.setdefault(job.path, [])
+        if not found or found[0].stamp == job.stamp:
+            found.append(job)
+    return last
+
+
 def is_there(job: FileProcessing) -> bool:
     r"""Look whether the very file of a job still lies where it was found.
 

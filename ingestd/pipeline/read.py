@@ -13,7 +13,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,12 +324,26 @@ def stamp_of(status: os.stat_result) -> str:
     )
 
 
-def sha256_of(stream: BinaryIO) -> tuple[str, int]:
-    """Hash a stream to its end; hex digest and size in bytes."""
+def is_moved_unchanged(stamp: str, target: Path) -> bool:
+    """Say whether what lies at `target` is the file of `stamp` as it was before its rename.
+
+    A rename changes the ctime by itself; a copy on another file system cannot be told by this.
+    """
+    there = stamp_of(target.stat(follow_symlinks=False))
+    if there.split(":", 1)[0] != stamp.split(":", 1)[0]:
+        return True
+    return there.rsplit(":", 1)[0] == stamp.rsplit(":", 1)[0]
+
+
+def sha256_of(
+    stream: BinaryIO, also: Callable[[bytes], object] = lambda _block: None
+) -> tuple[str, int]:
+    """Hash a stream to its end; hex digest and size in bytes. Each block is shown to `also`."""
     digest = hashlib.sha256()
     size = 0
     while block := stream.read(BLOCK_BYTES):
         digest.update(block)
+        also(block)
         size += len(block)
     return digest.hexdigest(), size
 

@@ -1,32 +1,32 @@
 """Watching: a full re-scan finds the files; events are only a wake-up.
 
-A file is taken when it is complete by evidence: renamed into place, or equal
-in two looks `settle_seconds` apart; and when no process holds it open for
-writing. An event that is missed costs waiting time, never a file.
+A file is taken when it is complete by evidence, the strongest first: a marker or
+a manifest beside it; renamed into place; or equal in two looks `settle_seconds`
+apart; and when no process holds it open for writing. An event that is missed
+costs waiting time, never a file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import os
-import signal
 import stat
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from ingestd.pipeline.evidence import DATA_TAILS, Check, Claim, is_marker
 from ingestd.pipeline.ingest import Found, label_of
 from ingestd.pipeline.read import stamp_of
+from ingestd.pipeline.writers import Writers, writers_of
 
 log = structlog.get_logger()
-
-SUFFIXES = (".csv", ".zip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,22 @@ class Seen:
     mtime_ns: int
 
 
-def scan(root: Path, ignore: Sequence[str], odd: set[str] | None = None) -> Iterator[Seen]:
+def scan(
+    root: Path,
+    ignore: Sequence[str],
+    odd: set[str] | None = None,
+    markers: dict[Path, str] | None = None,
+) -> Iterator[Seen]:
     """List the files below `root` that may be ours; never follows links, never blocks.
 
-    What is not taken is logged once each, if the caller keeps `odd`.
+    What is not taken is logged once each, if the caller keeps `odd`. Markers and manifests are
+    put into `markers` with their stamps.
 
     Raises:
         OSError: `root` itself cannot be listed.
     """
     odd = set() if odd is None else odd
+    markers = {} if markers is None else markers
     folders = [Path()]
     while folders:
         folder = folders.pop()
@@ -67,7 +74,9 @@ def scan(root: Path, ignore: Sequence[str], odd: set[str] | None = None) -> Iter
                 folders.append(relative)
                 continue
             seen = _look(entry, relative, odd)
-            if seen:
+            if seen and is_marker(entry.name):
+                markers[relative] = seen.stamp
+            elif seen:
                 yield seen
 
 
@@ -79,7 +88,7 @@ def _look(entry: os.DirEntry[str], relative: Path, odd: set[str]) -> Seen | None
     if not stat.S_ISREG(status.st_mode):
         _say_once(odd, relative, "not_a_regular_file", mode=stat.filemode(status.st_mode))
         return None
-    if not entry.name.lower().endswith(SUFFIXES):
+    if not entry.name.lower().endswith(DATA_TAILS) and not is_marker(entry.name):
         _say_once(odd, relative, "not_a_csv_or_zip")
         return None
     return Seen(relative, stamp_of(status), status.st_size, status.st_mtime_ns)
@@ -92,34 +101,109 @@ def _say_once(odd: set[str], relative: Path, event: str, **details: object) -> N
         log.warning(event, path=label, **details)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A file at the last look: since when it is as it is, and how it first was."""
+
+    stamp: str
+    since: float
+    born: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Unmet:
+    """A file that its manifest contradicts: both as they were tried last, and since when."""
+
+    stamp: str
+    checks: tuple[Check, ...]
+    since: float
+    first: float
+    times: int
+
+
 @dataclass(slots=True)
 class Settling:
     """Decides which files are complete; forgets those that left."""
 
     settle_seconds: float
-    _looks: dict[Path, tuple[str, float]] = field(default_factory=dict)
+    manifest_wait_seconds: float = 600
+    is_marker_required: bool = False
+    unmarked: list[Path] = field(default_factory=list)
+    _looks: dict[Path, _Look] = field(default_factory=dict)
+    _unmet: dict[Path, _Unmet] = field(default_factory=dict)
 
     def complete(
-        self, root: Path, seen: Sequence[Seen], hints: dict[Path, str], now: float
+        self,
+        root: Path,
+        seen: Sequence[Seen],
+        hints: Mapping[Path, str],
+        now: float,
+        claims: Mapping[Path, Claim] = MappingProxyType({}),
     ) -> list[Found]:
         """Give the complete files, oldest first (by mtime, then path); `now` in seconds.
 
-        A hint "renamed" is evidence at once; writing again takes it back. One that says
-        "closed" must settle all the same: many writers close a file and open it again.
+        A marker, a manifest, or a hint "renamed" is evidence at once; writing again takes the
+        hint back. One that says "closed" must settle all the same: many writers close a file
+        and open it again. `unmarked` are then the settled files that lack a required marker.
         """
-        looks: dict[Path, tuple[str, float]] = {}
-        ready: list[tuple[Seen, str]] = []
+        former, self._looks, self.unmarked = self._looks, {}, []
+        ready: list[tuple[Seen, Found]] = []
         for file in seen:
-            stamp, since = self._looks.get(file.relative, (file.stamp, now))
-            if stamp != file.stamp:
-                since = now
-            looks[file.relative] = (file.stamp, since)
-            evidence = hints.get(file.relative)
-            if evidence == "renamed" or now - since >= self.settle_seconds:
-                ready.append((file, evidence or "stable"))
-        self._looks = looks
+            look = self._looks[file.relative] = _look_again(former.get(file.relative), file, now)
+            claim = claims.get(file.relative)
+            hint = hints.get(file.relative)
+            found = (
+                self._claimed(root, file, look, claim, now)
+                if claim
+                else self._unclaimed(root, file, look, hint, now)
+            )
+            if found:
+                ready.append((file, found))
+        self._unmet = {path: unmet for path, unmet in self._unmet.items() if path in claims}
         ready.sort(key=lambda pair: (pair[0].mtime_ns, str(pair[0].relative)))
-        return [Found(root, file.relative, evidence) for file, evidence in ready]
+        return [found for _seen, found in ready]
+
+    def _is_settled(self, look: _Look, now: float) -> bool:
+        return now - look.since >= self.settle_seconds
+
+    def _unclaimed(
+        self, root: Path, file: Seen, look: _Look, hint: str | None, now: float
+    ) -> Found | None:
+        is_settled = self._is_settled(look, now)
+        if self.is_marker_required and hint != "asked":
+            if is_settled:
+                self.unmarked.append(file.relative)
+            return None
+        # The event that took a "renamed" back may have been lost; the stamp tells.
+        if is_settled or (hint == "renamed" and look.stamp == look.born):
+            return Found(root, file.relative, hint or "stable", stamp=file.stamp)
+        return None
+
+    def _claimed(
+        self, root: Path, file: Seen, look: _Look, claim: Claim, now: float
+    ) -> Found | None:
+        """The first time at once, even while it is written; then whenever something changed."""
+        found = Found(root, file.relative, claim.evidence, claim=claim, stamp=file.stamp)
+        unmet = self._unmet.get(file.relative)
+        if unmet is None:
+            return replace(found, may_be_open=bool(claim.checks))
+        if (unmet.stamp, unmet.checks) != (file.stamp, claim.checks):
+            return found if self._is_settled(look, now) else None
+        is_over = now - unmet.since >= self.manifest_wait_seconds
+        return replace(found, is_last_chance=True) if is_over else None
+
+    def not_met(self, found: Found, now: float) -> bool:
+        """Let a file wait that its manifest contradicts; says whether that is new."""
+        assert found.claim is not None  # noqa: S101 - nothing else contradicts a file
+        former = self._unmet.get(found.relative)
+        first, times = (former.first, former.times) if former else (now, 0)
+        self._unmet[found.relative] = _Unmet(found.stamp, found.claim.checks, now, first, times + 1)
+        return former is None
+
+    def met(self, relative: Path, now: float) -> tuple[int, float] | None:
+        """Forget that a file waited for its manifest: how often it was tried, how long."""
+        unmet = self._unmet.pop(relative, None)
+        return (unmet.times, now - unmet.first) if unmet else None
 
     @property
     def waiting(self) -> int:
@@ -127,28 +211,32 @@ class Settling:
         return len(self._looks)
 
 
-def is_open_for_writing(path: Path) -> bool:
-    """Ask Linux, by a read lease, whether any process still has a file open for writing.
+def _look_again(former: _Look | None, file: Seen, now: float) -> _Look:
+    if former is None or former.born.split(":")[:2] != file.stamp.split(":")[:2]:
+        return _Look(file.stamp, now, file.stamp)
+    return former if former.stamp == file.stamp else _Look(file.stamp, now, former.born)
 
-    Where nobody can tell (a network, somebody else's file) the answer is no: it has settled.
+
+def closed(found: Found) -> Found | None:
+    """Give a file that no process is writing, with what is known of that; None while one is.
+
+    None, too, when it has changed since the look, after which many files may have been taken.
+    Where nobody can tell (a network, somebody else's file) it has settled, and that must do.
     """
+    if found.may_be_open:
+        return found
+    writers = writers_of(found.path)
+    if writers is Writers.SOME or not _is_as_seen(found):
+        return None
+    is_proof = writers is Writers.NONE and found.evidence in ("closed", "stable")
+    return replace(found, evidence="no_writer") if is_proof else found
+
+
+def _is_as_seen(found: Found) -> bool:
     try:
-        with open(path, "rb", buffering=0, opener=_open_without_waiting) as stream:
-            # A writer who comes this very moment is announced by a signal, by default SIGIO,
-            # which would end us. SIGURG does nothing.
-            fcntl.fcntl(stream, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
+        return stamp_of(found.path.stat(follow_symlinks=False)) == found.stamp
+    except FileNotFoundError:
         return False
-    return False
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """What was a file a moment ago may be a pipe or a link now."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 class Wakeup(FileSystemEventHandler):
@@ -167,6 +255,9 @@ class Wakeup(FileSystemEventHandler):
         if event.is_directory or kind in ("opened", "closed_no_write"):
             return
         hint = {"closed": "closed", "moved": "renamed"}.get(kind)
+        if event.is_synthetic:
+            # A folder was moved; what its files are in the middle of, nobody said.
+            hint = None
         path = event.dest_path if kind == "moved" else event.src_path
         try:
             relative = Path(os.fsdecode(path)).relative_to(self._root)
