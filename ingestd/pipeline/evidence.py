@@ -226,21 +226,21 @@ def _said_in(line: bytes, label: str) -> Check:
 
 def _read_list(content: bytes, label: str, stamp: str) -> _Said:
     checks: dict[str, tuple[Check, ...]] = {}
-    bad = 0
-    why = ""
+    bad: list[str] = []
     for line in content.split(b"\n"):
         if not line.strip():
             continue
         try:
             name, hexadecimal = _sum_of(line)
         except ValueError as error:
-            bad += 1
-            why = why or str(error)
+            bad.append(str(error))
             continue
-        if name and name.casefold().endswith(DATA_TAILS):
+        if name is None:
+            bad.append("a line names no file")
+        elif name.casefold().endswith(DATA_TAILS):
             check = Check("sha256", hexadecimal, label)
             checks[name] = tuple(dict.fromkeys((*checks.get(name, ()), check)))
-    return _Said(stamp, checks, why, bad)
+    return _Said(stamp, checks, bad[0] if bad else "", len(bad))
 
 
 def _sum_of(line: bytes) -> tuple[str | None, str]:
