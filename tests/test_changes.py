@@ -258,6 +258,32 @@ def test_bytes_that_are_gone_are_not_judged(
     assert [] == unsound(sessions)
 
 
+@pytest.mark.promise(9)
+def test_a_zip_that_changes_while_it_is_hashed_is_no_damaged_zip(
+    sessions: Sessions, ingest: Ingest, inbox: Path, drop_file: DropFile, voting: Voting, did: Did
+) -> None:
+    """Its list of members is that of the old bytes; the new bytes are read as what they are."""
+    did("a ZIP of 2 CSVs is overwritten between the hashes of the two")
+    rows = voting.ballots(8, 2)
+    members = {voting.name(hour): csv_of(voting.ballots(hour, 4)) for hour in (9, 10)}
+    found = drop_file("hours.zip", zip_of(members))
+    asked: list[int] = []
+
+    def overwrite_at_the_second() -> bool:
+        asked.append(1)
+        if len(asked) == 2:
+            _overwrite_whole(found.path, zip_of({voting.name(8): csv_of(rows)}))
+        return False
+
+    ingest.should_stop = overwrite_at_the_second
+    assert [] == ingest.take(found)
+    with sessions() as session:
+        assert [] == session.scalars(select(FileProcessing)).all()
+    take_all(ingest, inbox)
+    assert told(rows) == counted(sessions, slot_of(8))
+    assert [] == unsound(sessions)
+
+
 def _overwrite_whole(path: Path, content: bytes) -> None:
     with path.open("r+b") as stream:
         stream.truncate()

@@ -369,6 +369,22 @@ def stop_after_one_batch(ingest: Ingest, found: Found, *, rows: int) -> None:
     ingest.should_stop = lambda: False
 
 
+def test_a_marker_stays_with_its_file_under_the_name_that_was_free(
+    ingest: Ingest, inbox: Path, drop_file: DropFile, voting: Voting, tmp_path: Path
+) -> None:
+    """Two publications of one name, each with a marker; nothing is overwritten."""
+    name = voting.name(8)
+    for voters in (1, 2):
+        found = drop_file(name, voting.ballots(8, voters))
+        done(found.path, b"")
+        claim = claims_in(inbox)[found.relative]
+        ingest.take(replace(found, claim=claim, evidence=claim.evidence))
+    second = name.replace(".csv", " (2).csv")
+    names = {path.name for path in (tmp_path / "archive").iterdir()}
+    assert {name, f"{name}.done", second, f"{second}.done"} == names
+    assert not list(inbox.iterdir())
+
+
 def test_a_file_that_never_met_its_manifest_is_quarantined_and_may_be_asked_for_again(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, tmp_path: Path
 ) -> None:
