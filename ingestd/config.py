@@ -92,7 +92,22 @@ class Database(BaseModel):
         "commit back: FULL. NORMAL is about 10 % faster and gives this promise up.",
     )
     busy_timeout_seconds: FiniteFloat = Field(
-        default=60, ge=0, description="How long to wait for a lock that another program holds."
+        default=60,
+        ge=0,
+        description="How long to wait for a lock that another program holds; on PostgreSQL also "
+        "how long an ingestd that was stopped may keep its own.",
+    )
+    answer_timeout_seconds: FiniteFloat = Field(
+        default=600,
+        gt=0,
+        description="A database that leaves one statement without an answer for so long is given "
+        "up, and asked again after a pause.",
+    )
+    wal_warn_mb: int = Field(
+        default=512,
+        ge=1,
+        description="Say so when SQLite's write-ahead log grows beyond this: some program reads "
+        "the database without a break.",
     )
 
 
@@ -187,6 +202,12 @@ class Ingest(BaseModel):
         default=60,
         gt=0,
         description="A job whose owner gave no sign of life for this long is free for others.",
+    )
+    stop_seconds: FiniteFloat = Field(
+        default=20,
+        ge=0,
+        description="How long the batch in work may go on after a stop was asked for; then it is "
+        "given up, and read again at the next start.",
     )
     max_reject_ratio: FiniteFloat = Field(
         default=0.05,

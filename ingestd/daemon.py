@@ -8,7 +8,6 @@ the taking: the inbox is the queue.
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import time
@@ -22,11 +21,9 @@ from types import FrameType
 
 import structlog
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from ingestd import migrate
 from ingestd.config import ConfigError, Settings, load_settings
-from ingestd.db import make_engine, make_sessions
+from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, StopRequested, StorageFault
 from ingestd.models import FileProcessing
 from ingestd.pipeline import ledger, trial
@@ -39,11 +36,11 @@ from ingestd.pipeline.step import Step
 from ingestd.pipeline.trial import TrialFile
 from ingestd.pipeline.watch import Seen, Settling, Watcher, closed, scan
 from ingestd.pipeline.writers import Writers, writers_of
+from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 
 log = structlog.get_logger()
 
 _STAMPS_ASKED_AT_ONCE = 1_000
-_LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,7 @@ class Summary:
     seconds: float = 0.0
     bytes: int = 0
     waiting: list[str] = field(default_factory=list)
+    stopped_by: int | None = None
 
     def add(self, jobs: Sequence[FileProcessing]) -> None:
         """Count the jobs of one file."""
@@ -111,30 +109,6 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         archive=settings.watch.archive,
         quarantine=settings.watch.quarantine,
     )
-
-
-def open_database(settings: Settings, *, writer: bool) -> Engine:
-    """Open the database and make sure that its schema is ours.
-
-    Raises:
-        SchemaMismatch: it must be upgraded first, or is not ours.
-        StorageFault: it does not answer.
-    """
-    database = settings.database
-    engine = make_engine(
-        database.url,
-        writer=writer,
-        cache_mb=database.sqlite_cache_mb,
-        synchronous=database.sqlite_synchronous,
-        busy_timeout_seconds=database.busy_timeout_seconds,
-    )
-    try:
-        with database_at_work():
-            migrate.ensure_current(engine, database.url)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
 
 
 def make_ingest(
@@ -188,9 +162,13 @@ def once(
         summary.waiting += [f"{label}: it has no marker and no manifest" for label in unmarked]
         files = [found for found in files if found.claim]
     sizes = {found: _size_of(found.path) for found in files}
-    engine = open_database(settings, writer=True)
-    try:
-        with _stopping() as stop:
+    with _stopping() as stop:
+        engine = open_database(
+            settings,
+            writer=True,
+            give_up=lambda: stop.is_overdue(settings.ingest.stop_seconds),
+        )
+        try:
             ingest = make_ingest(
                 settings,
                 engine,
@@ -202,22 +180,27 @@ def once(
             for root in {found.root for found in files}:
                 ingest.note_missing(root)
             total, done = sum(sizes.values()), 0
+            patience = _OncePatience(settings.database.busy_timeout_seconds, stop.is_set)
             for number, found in enumerate(files):
                 if stop.is_set():
                     summary.waiting.append(f"{found.label}: stopped before it was taken")
+                    continue
+                if patience.is_over:
+                    summary.waiting.append(f"{found.label}: the database is away")
                     continue
                 if on_progress:
                     on_progress(Progress(found.label, number, len(files), done, total))
                     ingest.on_progress = _within(
                         on_progress, found, number, len(files), sizes, total, done
                     )
-                _take_once(ingest, found, summary)
+                _take_once(ingest, found, summary, patience)
                 done += sizes[found]
             if on_progress:
                 on_progress(Progress("", len(files), len(files), done, total))
             summary.bytes = done
-    finally:
-        engine.dispose()
+        finally:
+            engine.dispose()
+        summary.stopped_by = stop.signal if summary.waiting else None
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -240,12 +223,44 @@ def _within(  # noqa: PLR0913, PLR0917 - the parts of one progress line
     return tell
 
 
-def _take_once(ingest: Ingest, found: Found, summary: Summary) -> None:
+class _OncePatience:
+    """Waits for a database that is away, for so long in one run."""
+
+    def __init__(self, seconds: float, should_stop: Callable[[], bool]) -> None:
+        self._left = seconds
+        self._should_stop = should_stop
+        self._pause = Pause()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has waited long enough."""
+        return self._left <= 0
+
+    def take(self, ingest: Ingest, found: Found) -> list[FileProcessing]:
+        """Take a file, again after each pause."""
+        while True:
+            try:
+                jobs = ingest.take(found)
+            except StorageFault as fault:
+                if self.is_over or self._should_stop():
+                    raise
+                seconds = min(self._left, self._pause.after(fault))
+                self._left -= seconds
+                rest(seconds, self._should_stop)
+            else:
+                self._pause.over()
+                return jobs
+
+
+def _take_once(ingest: Ingest, found: Found, summary: Summary, patience: _OncePatience) -> None:
     if writers_of(found.path) is Writers.SOME:
         summary.waiting.append(f"{found.label}: a process is still writing it")
         return
     try:
-        jobs = ingest.take(found)
+        jobs = patience.take(ingest, found)
+    except StopRequested:
+        summary.waiting.append(f"{found.label}: stopped in it; the next run goes on there")
+        return
     except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
         summary.waiting.append(f"{found.label}: {str(error) or type(error).__name__}")
         return
@@ -315,14 +330,47 @@ def _begin(ingest: Ingest) -> None:
         log.info("jobs_taken_over", jobs=freed)
 
 
+@dataclass(slots=True)
+class Asked:
+    """What a signal asked for, and when.
+
+    No `threading.Event`: its lock may be held by the very thread that the
+    signal interrupts.
+    """
+
+    signal: int | None = None
+    _since: float = 0
+    _times: int = 0
+
+    def ask(self, number: int) -> None:
+        """Note a signal."""
+        if self.signal is None:
+            self.signal = number
+            self._since = time.monotonic()
+        self._times += 1
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.signal = None
+        self._times = 0
+
+    def is_set(self) -> bool:
+        """Whether it came."""
+        return self.signal is not None
+
+    def is_overdue(self, seconds: float) -> bool:
+        """Whether it came so long ago, or came again."""
+        return self.is_set() and (self._times > 1 or time.monotonic() - self._since >= seconds)
+
+
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Turn SIGTERM and SIGINT into an event for the time of the block (main thread only)."""
-    stop = threading.Event()
+def _stopping() -> Iterator[Asked]:
+    """Note SIGTERM and SIGINT for the time of the block (main thread only)."""
+    stop = Asked()
 
     def note(number: int, _frame: FrameType | None) -> None:
         log.info("stop_requested", signal=signal.Signals(number).name)
-        stop.set()
+        stop.ask(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -367,6 +415,7 @@ class Daemon:
     settling: Settling
     manifests: Manifests
     leftovers: Leftovers
+    wal: WalWatch
     odd: set[str] = field(default_factory=set)
     # Stamps of files that are final where they lie: left there by setting, or
     # waiting for a pause to end; spares the ledger a question at every look.
@@ -392,6 +441,7 @@ class Daemon:
             found = closed(complete)
             if found:
                 taken |= self._take(found)
+                self.wal.look()
         self.ingest.note_missing(root)
         if self.ingest.terms.is_archiving:
             for marker in self.leftovers.due(self.manifests, markers, here, now):
@@ -508,13 +558,7 @@ def run(
     with _stopping() as stop, _hanging_up() as hung_up:
         while not stop.is_set():
             _make_folders(settings)
-            engine = _open_patiently(settings, stop)
-            if engine is None:
-                break
-            try:
-                _loop(settings, engine, stop, hung_up, on_ready, on_step)
-            finally:
-                engine.dispose()
+            _serve(settings, stop, hung_up, on_ready, on_step)
             if hung_up.is_set():
                 hung_up.clear()
                 settings = _reloaded(settings, reload)
@@ -541,55 +585,32 @@ def _make_folders(settings: Settings) -> None:
             raise ConfigError(message) from error
 
 
-def _open_patiently(settings: Settings, stop: threading.Event) -> Engine | None:
-    """Open the database; while it is away, wait and say so once a minute at most."""
-    pause = Pause()
-    while not stop.is_set():
-        try:
-            return open_database(settings, writer=True)
-        except (StorageFault, DBAPIError) as error:
-            stop.wait(pause.after(error))
-    return None
-
-
-@dataclass(slots=True)
-class Pause:
-    """How long to wait while the outside is at fault: longer each time, not in step."""
-
-    failures: int = 0
-    _said_at: float | None = None
-    _since: float | None = None
-
-    def after(self, error: Exception) -> float:
-        """Note a failure; seconds to wait."""
-        now = time.monotonic()
-        self.failures += 1
-        self._since = self._since if self._since is not None else now
-        if self._said_at is None or now - self._said_at >= 60:  # noqa: PLR2004 - a minute
-            self._said_at = now
-            log.warning(
-                "storage_away",
-                error=str(error),
-                failures=self.failures,
-                for_seconds=round(now - self._since),
-            )
-        longest = min(_LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(self.failures, 10))
-        return random.uniform(longest / 2, longest)  # noqa: S311 - spreads load, keeps no secret
-
-    def over(self) -> None:
-        """Note that it works again."""
-        if self.failures and self._since is not None:
-            away = round(time.monotonic() - self._since)
-            log.info("storage_back", failures=self.failures, away_seconds=away)
-        self.failures = 0
-        self._said_at = self._since = None
+def _serve(
+    settings: Settings,
+    stop: Asked,
+    hung_up: Asked,
+    on_ready: Callable[[], None] | None,
+    on_step: Callable[[Step], None],
+) -> None:
+    """Open the database and work on it until a stop or a hang-up."""
+    engine = open_patiently(
+        settings,
+        should_stop=lambda: stop.is_set() or hung_up.is_set(),
+        give_up=lambda: stop.is_overdue(settings.ingest.stop_seconds),
+    )
+    if engine is None:
+        return
+    try:
+        _loop(settings, engine, stop, hung_up, on_ready, on_step)
+    finally:
+        engine.dispose()
 
 
 def _loop(
     settings: Settings,
     engine: Engine,
-    stop: threading.Event,
-    hung_up: threading.Event,
+    stop: Asked,
+    hung_up: Asked,
     on_ready: Callable[[], None] | None,
     on_step: Callable[[Step], None],
 ) -> None:
@@ -604,6 +625,7 @@ def _loop(
     )
     watcher = Watcher(settings.watch.inbox, with_events=settings.watch.events)
     watch = settings.watch
+    wal = WalWatch(engine, settings.database.wal_warn_mb)
     daemon = Daemon(
         settings,
         ingest,
@@ -611,6 +633,7 @@ def _loop(
         Settling(watch.settle_seconds, watch.manifest_wait_seconds, watch.require_marker),
         Manifests(settings.limits.max_manifest_bytes),
         Leftovers(watch.inbox, watch.archive, watch.manifest_wait_seconds),
+        wal,
     )
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
@@ -621,10 +644,11 @@ def _loop(
             try:
                 if time.monotonic() >= next_visit:
                     _begin(ingest)
-                    next_visit = time.monotonic() + settings.ingest.lease_seconds
+                    next_visit = time.monotonic() + min(5, settings.ingest.lease_seconds)
                 daemon.turn()
+                wal.look()
             except (StorageFault, OSError) as error:
-                stop.wait(pause.after(error))
+                rest(pause.after(error), should_stop)
                 continue
             pause.over()
             if not has_begun:
@@ -654,13 +678,13 @@ def _wait(watcher: Watcher, should_stop: Callable[[], bool], seconds: float) -> 
 
 
 @contextmanager
-def _hanging_up() -> Iterator[threading.Event]:
-    """Turn SIGHUP into an event for the time of the block (main thread only)."""
-    hung_up = threading.Event()
+def _hanging_up() -> Iterator[Asked]:
+    """Note SIGHUP for the time of the block (main thread only)."""
+    hung_up = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield hung_up
         return
-    former = signal.signal(signal.SIGHUP, lambda _number, _frame: hung_up.set())
+    former = signal.signal(signal.SIGHUP, lambda number, _frame: hung_up.ask(number))
     try:
         yield hung_up
     finally:

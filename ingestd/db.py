@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import select
+import sqlite3
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.errors import StorageFault
+
+T = TypeVar("T")
 
 
 class RawJson(str):
@@ -24,6 +36,22 @@ def dump_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a daemon waits for its database before it gives the attempt up.
+
+    `answer_seconds` is for one statement; `give_up` is asked a few times a
+    second while it waits, and True ends the wait at once.
+    """
+
+    answer_seconds: float = 600
+    give_up: Callable[[], bool] = _never
+
+
 def make_engine(
     url: str,
     *,
@@ -31,30 +59,43 @@ def make_engine(
     cache_mb: int = 64,
     synchronous: str = "FULL",
     busy_timeout_seconds: float = 60,
+    patience: Patience | None = None,
 ) -> Engine:
     """Open a database by its URL.
 
     A `writer` on SQLite takes the write lock when its transaction begins, so
-    that a read followed by a write can never fail half-way as "locked".
+    that a read followed by a write can never fail half-way as "locked". With
+    `patience` no statement and no lock is waited for without end.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            json_serializer=dump_json,
-            pool_pre_ping=True,
-        )
+        return _postgresql(parsed, busy_timeout_seconds, patience)
     engine = create_engine(
         parsed,
         json_serializer=dump_json,
-        connect_args={"timeout": busy_timeout_seconds},
+        connect_args={
+            "timeout": busy_timeout_seconds
+            if patience is None
+            else min(busy_timeout_seconds, _SQLITE_WAIT_SECONDS)
+        },
     )
+    _tune_sqlite(engine, cache_mb=cache_mb, synchronous=synchronous)
+    if patience is not None:
+        _stay_with_file(engine, parsed.database)
+        _interrupt(engine, patience.give_up)
     begin = "BEGIN IMMEDIATE" if writer else "BEGIN"
-    _tune_sqlite(engine, begin=begin, cache_mb=cache_mb, synchronous=synchronous)
+    _begin_by(engine, begin, busy_timeout_seconds, patience)
     return engine
 
 
-def _tune_sqlite(engine: Engine, *, begin: str, cache_mb: int, synchronous: str) -> None:
+# SQLite -------------------------------------------------------------------------------------
+
+# While SQLite itself waits for a lock no signal is heeded: it waits in short turns.
+_SQLITE_WAIT_SECONDS = 0.25
+_INSTRUCTIONS_BETWEEN_LOOKS = 200_000
+
+
+def _tune_sqlite(engine: Engine, *, cache_mb: int, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: object) -> None:
         # The driver's own transaction handling would commit before DDL and
@@ -70,9 +111,194 @@ def _tune_sqlite(engine: Engine, *, begin: str, cache_mb: int, synchronous: str)
         ):
             connection.execute(f"PRAGMA {pragma}")
 
+
+def _begin_by(
+    engine: Engine, begin: str, busy_timeout_seconds: float, patience: Patience | None
+) -> None:
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        until = time.monotonic() + busy_timeout_seconds
+        while True:
+            try:
+                connection.exec_driver_sql(begin)
+            except OperationalError as error:
+                is_over = patience is None or patience.give_up() or time.monotonic() >= until
+                if is_over or sqlite_code(error.orig) != sqlite3.SQLITE_BUSY:
+                    raise
+            else:
+                return
+
+
+def _interrupt(engine: Engine, give_up: Callable[[], bool]) -> None:
+    """End a statement that outlasts the daemon's stop."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: object) -> None:
+        connection.set_progress_handler(give_up, _INSTRUCTIONS_BETWEEN_LOOKS)
+
+
+def _stay_with_file(engine: Engine, database: str | None) -> None:
+    """Notice when the path no longer is the file that is open.
+
+    SQLite goes on writing into a file that was deleted, and makes a new and
+    empty one for the next connection.
+    """
+    path = Path(database or "")
+    known: set[tuple[int, int]] = set()
+
+    def look() -> None:
+        if known and _identity(path) not in known:
+            message = (
+                f"the database {path} was deleted or replaced while it was open; put the very "
+                "file back, or stop ingestd, put a copy there and start it again"
+            )
+            raise StorageFault(message)
+
+    @event.listens_for(engine, "do_connect")
+    def before_connect(*_arguments: object) -> None:
+        look()
+
+    @event.listens_for(engine, "connect")
+    def on_connect(_connection: Any, _record: object) -> None:
+        if not known and (identity := _identity(path)):
+            known.add(identity)
+
+    @event.listens_for(engine, "begin")
+    def on_begin(_connection: Connection) -> None:
+        look()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def sqlite_code(error: BaseException | None) -> int | None:
+    """The primary result code of SQLite, such as `sqlite3.SQLITE_BUSY`; None for all else."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def wal_bytes(engine: Engine) -> int:
+    """How large SQLite's write-ahead log is; 0 where there is none."""
+    if engine.dialect.name != "sqlite":
+        return 0
+    try:
+        return Path(f"{engine.url.database}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def empty_wal(engine: Engine) -> bool:
+    """Copy SQLite's write-ahead log into the database and cut it; False while a reader pins it."""
+    with closing(engine.raw_connection()) as connection:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            answer = cursor.fetchone()
+        except sqlite3.OperationalError:
+            return False
+    is_busy: int = answer[0] if answer else 1
+    return not is_busy
+
+
+# PostgreSQL ---------------------------------------------------------------------------------
+
+# A connection whose other end is gone without a word is noticed within a minute. What the URL
+# says wins.
+_NOTICED = {
+    "connect_timeout": 10,  # seconds
+    "keepalives_idle": 30,  # seconds
+    "keepalives_interval": 10,  # seconds
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
+_READ_ONLY = "25006"
+_LOOK_MS = 100
+
+
+def _postgresql(url: URL, busy_timeout_seconds: float, patience: Patience | None) -> Engine:
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        json_serializer=dump_json,
+        pool_pre_ping=True,
+        connect_args={name: value for name, value in _NOTICED.items() if name not in url.query},
+    )
+
+    @event.listens_for(engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        # After a fail-over this connection stays with the server that was the primary.
+        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+            context.is_disconnect = True
+
+    if patience is not None:
+        _answer_or_leave(engine, patience)
+        _limit_sessions(engine, busy_timeout_seconds, patience.answer_seconds)
+    return engine
+
+
+def _limit_sessions(engine: Engine, lock_seconds: float, answer_seconds: float) -> None:
+    """Let the server, too, end what takes too long: it holds our locks until it does."""
+    limits = {
+        "lock_timeout": lock_seconds,
+        "statement_timeout": answer_seconds,
+        # A process that is stopped, or a host that is gone, keeps others waiting.
+        "idle_in_transaction_session_timeout": lock_seconds,
+    }
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: object) -> None:
+        for name, seconds in limits.items():
+            milliseconds = str(max(1, round(seconds * 1000)))
+            connection.execute("SELECT set_config(%s, %s, false)", (name, milliseconds))
+        connection.commit()
+
+
+def _answer_or_leave(engine: Engine, patience: Patience) -> None:
+    """Leave a server that takes statements but never answers: a hung host, proxy or disk."""
+    import psycopg  # noqa: PLC0415 - only where PostgreSQL is used
+    from psycopg.waiting import Ready, Wait  # noqa: PLC0415 - only where PostgreSQL is used
+
+    class Answered(psycopg.Connection[Any]):
+        # Instead of psycopg's own, which waits for ever.
+        def wait(self, gen: Generator[int, Any, T], *_rest: Any, **_more: Any) -> T:
+            poll = select.poll()
+            try:
+                wanted = next(gen)
+                while True:
+                    read = select.POLLIN if wanted & Wait.R else 0
+                    write = select.POLLOUT if wanted & Wait.W else 0
+                    poll.register(self.pgconn.socket, read | write)
+                    until = time.monotonic() + patience.answer_seconds
+                    while not (events := poll.poll(_LOOK_MS)):
+                        if time.monotonic() >= until or patience.give_up():
+                            gen.close()
+                            self.close()
+                            seconds = patience.answer_seconds
+                            message = f"no answer within {seconds:g} s, or a stop was asked for"
+                            raise psycopg.OperationalError(message)
+                    wanted = gen.send(_ready(events[0][1]))
+            except StopIteration as end:
+                value: T = end.value
+                return value
+
+    def _ready(happened: int) -> Ready:
+        """What a poll says as psycopg says it; an error shows when libpq reads or writes."""
+        if happened == select.POLLIN:
+            return Ready.R
+        return Ready.W if happened == select.POLLOUT else Ready.RW
+
+    @event.listens_for(engine, "do_connect")
+    def on_connect(
+        _dialect: object, _record: object, arguments: list[Any], named: dict[str, Any]
+    ) -> psycopg.Connection[Any]:
+        return Answered.connect(*arguments, **named)
+
+
+# Sessions -----------------------------------------------------------------------------------
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FINDINGS, USAGE, INTERNAL, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses other than 0."""
 
+STOPPED = 128
+"""And a signal's number on top, as shells do: 130 for Ctrl-C, 143 for SIGTERM."""
+
 _FORBIDDEN = "42501"  # SQLSTATE insufficient_privilege
 
 HELP_NAMES = {"help_option_names": ["--help", "-h"]}

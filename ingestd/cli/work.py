@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestd.cli.flags import FINDINGS, Flags, Json, command, complain
+from ingestd.cli.flags import FINDINGS, STOPPED, Flags, Json, command, complain
 
 if TYPE_CHECKING:
     from ingestd.daemon import Progress, Summary
@@ -88,7 +88,8 @@ def once(
 ) -> None:
     """Take what is there, and stop.
 
-    Exit status 1 when a file was quarantined or has to wait.
+    Exit status 1 when a file was quarantined or has to wait, 130 when it was stopped by Ctrl-C
+    (143 by SIGTERM).
     """
     from ingestd import daemon
     from ingestd.cli import screen
@@ -102,6 +103,8 @@ def once(
         screen.print_json(summary)
     else:
         _tell_summary(summary)
+    if summary.stopped_by is not None:
+        raise typer.Exit(STOPPED + summary.stopped_by)
     if summary.files["quarantined"] or summary.waiting:
         raise typer.Exit(FINDINGS)
 

@@ -9,6 +9,7 @@ file that fits one batch is one commit. The source is touched only afterwards.
 
 from __future__ import annotations
 
+import sqlite3
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd.db import Clock, is_postgresql
+from ingestd.db import Clock, is_postgresql, sqlite_code
 from ingestd.errors import (
     FileChanged,
     FileRefused,
@@ -396,7 +397,8 @@ class Ingest:
             raise
         except StopRequested:
             with self.sessions.begin() as session:
-                ledger.release(session, session.get_one(FileProcessing, job.id))
+                stopped = session.get_one(FileProcessing, job.id)
+                ledger.release(session, stopped, owner=self.owner)
             raise
         except (IngestError, OSError):
             raise
@@ -487,7 +489,7 @@ class Ingest:
         lease = timedelta(seconds=self.terms.lease_seconds)
         _hold_constituency(session, file.constituency_id)
         job = session.get_one(FileProcessing, job_id)
-        ledger.claim(session, job, owner=self.owner, now=now, lease=lease)
+        ledger.claim(session, job, owner=self.owner, books=attempt.books, now=now, lease=lease)
         self.on_step(Step.CLAIMED)
         records = [outcome for outcome in batch if isinstance(outcome, Record)]
         rejects = [outcome for outcome in batch if isinstance(outcome, Reject)]
@@ -673,7 +675,8 @@ class Ingest:
         """Something unforeseen: try again later, and quarantine a file that breaks every time."""
         told = "".join(traceback.format_exception_only(error)).strip()
         with self.sessions.begin() as session:
-            job = session.get_one(FileProcessing, job_id)
+            job = session.get_one(FileProcessing, job_id, with_for_update=True)
+            ledger.refuse_foreign(job, owner=self.owner, now=self.clock())
             if job.attempts + 1 >= self.terms.attempts:
                 reason = f"it broke {job.attempts + 1} attempts: {told}"
                 self._quarantine(session, job, FileRefused(reason, kind="poison"), attempt)
@@ -912,8 +915,37 @@ class database_at_work:  # noqa: N801 - reads as a statement where it is used
             raise StorageFault(str(error.orig)) from error
 
 
-_TRANSIENT_STATES = ("08", "40", "53", "55", "57", "58", "25006")
-_TRANSIENT_WORDS = ("locked", "busy", "disk", "unable to open", "readonly", "full", "i/o")
+# SQLSTATE classes and codes of a server that is away, restarting, full, in the way of others,
+# or that shuts us out; https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TRANSIENT_STATES = (
+    "08",  # connection lost
+    "25006",  # read-only: a fail-over, or a full disk
+    "25P03",  # idle in a transaction for too long: we were stopped
+    "25P04",  # a transaction that took too long
+    "28",  # refused at the door
+    "40",  # deadlock, serialization
+    "42501",  # a right was taken away: true for every file, so no fault of this one
+    "53",  # connections, memory, disk used up
+    "55",  # locked, not accepting connections
+    "57",  # shut down, starting up, cancelled, timed out
+    "58",  # the server's own input and output
+    "XX001",  # a damaged table
+    "XX002",  # a damaged index
+)
+_TRANSIENT_CODES = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOTADB,
+}
 
 
 def is_transient(error: DBAPIError) -> bool:
@@ -923,7 +955,7 @@ def is_transient(error: DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state is not None:
         return str(state).startswith(_TRANSIENT_STATES)
-    words = str(error.orig).lower()
-    is_operational = type(error.orig).__name__ in ("OperationalError", "InterfaceError")
-    is_sqlite = type(error.orig).__module__.startswith("sqlite3")
-    return is_operational and (not is_sqlite or any(word in words for word in _TRANSIENT_WORDS))
+    if isinstance(error.orig, sqlite3.Error):
+        return sqlite_code(error.orig) in _TRANSIENT_CODES
+    # psycopg's own, without a word from the server: it was not reached.
+    return type(error.orig).__name__ in ("OperationalError", "InterfaceError")

@@ -30,6 +30,8 @@ from ingestd.pipeline.slot import Slot
 _jobs = table_of(FileProcessing)
 _NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
 _MOST_ERROR_CHARACTERS = 2_000
+_DEAD = "dead"
+_OWNER = re.compile(r"(.*?):(\d+)(?::(\d+))?")
 _SPELT_OUT = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -84,8 +86,10 @@ class Books:
 
 
 def owner_name() -> str:
-    """Name this process for a lease: host and pid."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Name this process for a lease: host, pid, and when it began, since pids come again."""
+    pid = os.getpid()
+    began = _began(pid)
+    return f"{socket.gethostname()}:{pid}" + (f":{began}" if began else "")
 
 
 def job_id(contract_id: str, slot: str | None, sha256: str) -> uuid.UUID:
@@ -340,13 +344,22 @@ def _now_holds(job: FileProcessing, **values: Any) -> None:
 
 
 def claim(
-    session: Session, job: FileProcessing, *, owner: str, now: datetime, lease: timedelta
+    session: Session,
+    job: FileProcessing,
+    *,
+    owner: str,
+    books: Books,
+    now: datetime,
+    lease: timedelta,
 ) -> None:
-    """Take a pending job, or go on with one that is ours already.
+    """Take a pending job, or go on with one that is ours already, where `books` left it.
 
     Raises:
-        LostClaim: somebody else has it.
+        LostClaim: somebody else has it, or had it meanwhile and came further.
     """
+    if Books.of(job) != books:
+        message = f"job {job.id} was worked on by somebody else"
+        raise LostClaim(message)
     if job.status == JobState.FAILED:
         move(session, job, JobState.PENDING)
     if job.status == JobState.PROCESSING:
@@ -503,16 +516,16 @@ def make_newest_current(session: Session, publications: Sequence[FileProcessing]
     return has_changed
 
 
-def release(session: Session, job: FileProcessing) -> None:
-    """Hand a job back at its checkpoint; no attempt is burnt."""
-    session.refresh(job)
-    if job.status == JobState.PROCESSING:
+def release(session: Session, job: FileProcessing, *, owner: str) -> None:
+    """Hand a job back at its checkpoint, if it still is ours; no attempt is burnt."""
+    session.refresh(job, with_for_update=True)
+    if job.status == JobState.PROCESSING and job.owner == owner:
         move(session, job, JobState.PENDING, owner=None, lease_until=None)
 
 
 def release_dead(session: Session, *, now: datetime, owner: str) -> int:
     """Free the jobs whose owner is gone: the lease is over, or it was a process of this host."""
-    host = owner.rsplit(":", 1)[0]
+    host = _host_and_pid(owner)[0]
     held = session.scalars(
         select(FileProcessing).where(FileProcessing.status == JobState.PROCESSING)
     )
@@ -531,16 +544,35 @@ def release_dead(session: Session, *, now: datetime, owner: str) -> int:
 
 
 def _is_dead_neighbour(owner: str, host: str) -> bool:
-    name, _, pid = owner.rpartition(":")
-    if name != host or not pid.isdigit():
+    """Say whether a process of this host is gone; its pid may be another's by now."""
+    name, pid, began = _host_and_pid(owner)
+    if name != host or pid is None:
         return False
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return False
+        pass
+    found = _began(pid)
+    return found == _DEAD or (None not in (began, found) and began != found)
+
+
+def _host_and_pid(owner: str) -> tuple[str, int | None, str | None]:
+    """Take an owner's name apart: host, pid, and the start that older versions left out."""
+    told = _OWNER.fullmatch(owner)
+    return (told[1], int(told[2]), told[3]) if told else (owner, None, None)
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks since boot; None where nobody can tell."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # Behind the name, which may hold blanks and brackets: state, …, and the 20th is the start.
+    fields = status.rpartition(")")[2].split()
+    return _DEAD if fields[0] in "ZX" else fields[19]
 
 
 def fail(
