@@ -227,14 +227,10 @@ class _OncePatience:
     """Waits for a database that is away, for so long in one run."""
 
     def __init__(self, seconds: float, should_stop: Callable[[], bool]) -> None:
+        self.is_over = False
         self._left = seconds
         self._should_stop = should_stop
         self._pause = Pause()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has waited long enough."""
-        return self._left <= 0
 
     def take(self, ingest: Ingest, found: Found) -> list[FileProcessing]:
         """Take a file, again after each pause."""
@@ -242,6 +238,7 @@ class _OncePatience:
             try:
                 jobs = ingest.take(found)
             except StorageFault as fault:
+                self.is_over = self._left <= 0
                 if self.is_over or self._should_stop():
                     raise
                 seconds = min(self._left, self._pause.after(fault))

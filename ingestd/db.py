@@ -260,42 +260,62 @@ def _limit_sessions(engine: Engine, lock_seconds: float, answer_seconds: float) 
 def _answer_or_leave(engine: Engine, patience: Patience) -> None:
     """Leave a server that takes statements but never answers: a hung host, proxy or disk."""
     import psycopg  # noqa: PLC0415 - only where PostgreSQL is used
-    from psycopg.waiting import Ready, Wait  # noqa: PLC0415 - only where PostgreSQL is used
 
     class Answered(psycopg.Connection[Any]):
         # Instead of psycopg's own, which waits for ever.
         def wait(self, gen: Generator[int, Any, T], *_rest: Any, **_more: Any) -> T:
-            poll = select.poll()
             try:
-                wanted = next(gen)
-                while True:
-                    read = select.POLLIN if wanted & Wait.R else 0
-                    write = select.POLLOUT if wanted & Wait.W else 0
-                    poll.register(self.pgconn.socket, read | write)
-                    until = time.monotonic() + patience.answer_seconds
-                    while not (events := poll.poll(_LOOK_MS)):
-                        if time.monotonic() >= until or patience.give_up():
-                            gen.close()
-                            self.close()
-                            seconds = patience.answer_seconds
-                            message = f"no answer within {seconds:g} s, or a stop was asked for"
-                            raise psycopg.OperationalError(message)
-                    wanted = gen.send(_ready(events[0][1]))
-            except StopIteration as end:
-                value: T = end.value
-                return value
-
-    def _ready(happened: int) -> Ready:
-        """What a poll says as psycopg says it; an error shows when libpq reads or writes."""
-        if happened == select.POLLIN:
-            return Ready.R
-        return Ready.W if happened == select.POLLOUT else Ready.RW
+                return _wait(gen, self.pgconn.socket, patience)
+            except TimeoutError as late:
+                gen.close()
+                self.close()
+                raise psycopg.OperationalError(str(late)) from late
 
     @event.listens_for(engine, "do_connect")
     def on_connect(
         _dialect: object, _record: object, arguments: list[Any], named: dict[str, Any]
     ) -> psycopg.Connection[Any]:
+        if patience.give_up():
+            raise psycopg.OperationalError("a stop was asked for; the database was not asked again")
         return Answered.connect(*arguments, **named)
+
+
+# As psycopg spells what it waits for and what has come.
+_READ, _WRITE = 1, 2
+
+
+def _wait(wishes: Generator[int, Any, T], socket: int, patience: Patience) -> T:
+    """Do what psycopg wishes for until it is done.
+
+    Raises:
+        TimeoutError: the other end said nothing for too long, or nobody wants to wait for it.
+    """
+    poll = select.poll()
+    try:
+        wish = next(wishes)
+        while True:
+            read = select.POLLIN if wish & _READ else 0
+            write = select.POLLOUT if wish & _WRITE else 0
+            poll.register(socket, read | write)
+            wish = wishes.send(_happened(poll, patience))
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+def _happened(poll: select.poll, patience: Patience) -> int:
+    until = time.monotonic() + patience.answer_seconds
+    while not (events := poll.poll(_LOOK_MS)):
+        if time.monotonic() >= until:
+            message = f"no answer within {patience.answer_seconds:g} s"
+            raise TimeoutError(message)
+        if patience.give_up():
+            raise TimeoutError("a stop was asked for; this answer was not waited for")
+    happened = events[0][1]
+    if happened == select.POLLIN:
+        return _READ
+    # An error shows when libpq reads or writes.
+    return _WRITE if happened == select.POLLOUT else _READ | _WRITE
 
 
 # Sessions -----------------------------------------------------------------------------------

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd.db import make_engine
 from ingestd.models import Transaction
 
-from .conftest import Databases, PostgreSQL, Voting, csv_of, zip_of
+from .conftest import Did, Voting, csv_of, zip_of
 from .oracle import unsound
 from .running import (
     SETTLE_SECONDS,
@@ -27,7 +24,6 @@ from .running import (
     jobs_on,
     open_sessions,
     soon,
-    starter,
     states_on,
 )
 
@@ -215,10 +211,12 @@ def long_file() -> tuple[str, bytes]:
     return voting.name(8), csv_of(voting.ballots(8, 4_000))
 
 
+@pytest.mark.promise(29)
 def test_sigterm_in_a_file_stops_at_a_batch_and_the_next_start_goes_on(
-    start_on_each: Start, migrated_url: str, long_file: tuple[str, bytes], tmp_path: Path
+    start_on_each: Start, migrated_url: str, long_file: tuple[str, bytes], tmp_path: Path, did: Did
 ) -> None:
     """Quickly, and no line is read into the tables twice."""
+    did("SIGTERM in a file of 160 batches")
     name, content = long_file
     (tmp_path / "inbox" / name).write_bytes(content)
     daemon = start_on_each(wait=False, INGEST__BATCH_ROWS="50")
@@ -262,10 +260,12 @@ def test_a_queued_file_that_was_deleted_has_vanished(
         assert [] == list(session.scalars(select(Transaction.id)))
 
 
+@pytest.mark.promise(29)
 def test_sighup_with_a_broken_configuration_keeps_the_old_one(
-    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path
+    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path, did: Did
 ) -> None:
     """It says what is wrong, and goes on."""
+    did("1 SIGHUP, 1 typing mistake")
     config = tmp_path / "ingestd.toml"
     config.write_text("[ingest]\nbatch_rows = 7\n")
     daemon = start(CONFIG=str(config))
@@ -279,10 +279,12 @@ def test_sighup_with_a_broken_configuration_keeps_the_old_one(
     assert 0 == daemon.stop()
 
 
+@pytest.mark.promise(29)
 def test_sighup_reads_the_configuration_again(
-    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path
+    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path, did: Did
 ) -> None:
     """A file that was refused by the old error budget passes the new one."""
+    did("1 SIGHUP, a wider error budget")
     config = tmp_path / "ingestd.toml"
     config.write_text("[ingest]\nmax_reject_rows = 0\nmax_reject_ratio = 0\n")
     daemon = start(CONFIG=str(config))
@@ -295,77 +297,3 @@ def test_sighup_reads_the_configuration_again(
     (daemon.inbox / voting.name(8)).write_bytes(content)
     soon(lambda: daemon.log("file_ingested"))
     assert [(voting.name(8), "completed", 4)] == states_on(sqlite_url)
-
-
-# The database -------------------------------------------------------------------------------
-
-
-def test_a_database_that_is_down_at_the_start_is_waited_for(
-    databases: Databases, postgresql: PostgreSQL, tmp_path: Path, voting: Voting
-) -> None:
-    """The inbox is the queue; one log line a minute at most."""
-    (tmp_path / "inbox").mkdir()
-    # The path of a Unix socket is 107 bytes at most: too short for `tmp_path`.
-    socket = postgresql.socket_folder.parent / f"ingestd-back-{os.getpid()}"
-    with databases.fresh("postgresql") as url:
-        away = make_url(url).update_query_dict({"host": str(socket)}, append=False)
-        starting = starter(tmp_path, away.render_as_string(hide_password=False))
-        daemon = next(starting)(wait=False)
-        (tmp_path / "inbox" / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 2)))
-        soon(lambda: daemon.log("storage_away"))
-        time.sleep(2)
-        assert 1 == len(daemon.log("storage_away"))
-        assert not is_empty(daemon.inbox)
-        try:
-            socket.symlink_to(postgresql.socket_folder)
-            soon(lambda: is_empty(daemon.inbox), seconds=40)
-        finally:
-            socket.unlink()
-        assert [(voting.name(8), "completed", 4)] == states_on(url)
-        assert 0 == daemon.stop()
-        assert next(starting, None) is None
-
-
-@pytest.mark.parametrize("times", [3])
-def test_a_database_that_breaks_off_in_a_file_burns_no_attempt(
-    databases: Databases, long_file: tuple[str, bytes], tmp_path: Path, times: int
-) -> None:
-    """Its sessions are killed again and again; the file goes on at its checkpoint."""
-    name, content = long_file
-    with databases.fresh("postgresql") as url:
-        starting = starter(tmp_path, url)
-        begin = next(starting)
-        (tmp_path / "inbox" / name).write_bytes(content)
-        daemon = begin(wait=False, INGEST__BATCH_ROWS="100")
-        engine = make_engine(url)
-        for turn in range(1, times + 1):
-            soon(partial(is_in_work, url, 1_000 * turn))
-            with engine.begin() as connection:
-                connection.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    )
-                )
-        engine.dispose()
-        soon(lambda: is_empty(daemon.inbox), seconds=40)
-        (job,) = jobs_on(url)
-        assert ("completed", 0, 8_000) == (job.status, job.attempts, job.rows_stored)
-        assert 0 == daemon.stop()
-        assert next(starting, None) is None
-
-
-def test_a_locked_sqlite_database_is_waited_for(
-    start: Start, sqlite_url: str, voting: Voting
-) -> None:
-    """Somebody holds the write lock for longer than the busy time-out; nothing is lost."""
-    daemon = start(DATABASE__BUSY_TIMEOUT_SECONDS="0.2")
-    with sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None) as locker:
-        locker.execute("BEGIN IMMEDIATE")
-        (daemon.inbox / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 2)))
-        soon(lambda: daemon.log("storage_away"))
-        locker.execute("ROLLBACK")
-    locker.close()
-    soon(lambda: is_empty(daemon.inbox))
-    (job,) = jobs_on(sqlite_url)
-    assert ("completed", 0, 4) == (job.status, job.attempts, job.rows_stored)

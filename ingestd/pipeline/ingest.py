@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.db import Clock, is_postgresql, sqlite_code
@@ -143,6 +143,8 @@ class Ingest:
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
     on_step: Callable[[Step], None] = lambda _step: None
+    # Files that left the inbox while the database could not be told; it is told at the next look.
+    _moved: list[tuple[list[FileProcessing], Path]] = field(default_factory=list)
 
     def take(self, found: Found) -> list[FileProcessing]:
         """Take one file all the way; returns its jobs as they now stand.
@@ -697,6 +699,8 @@ class Ingest:
 
     def note_missing(self, root: Path) -> int:
         """Close the queued jobs of a root whose files were taken away; how many."""
+        with database_at_work():
+            self._note_moved()
         return self._let_go(root, lambda job: not ledger.is_there(job))
 
     def _let_go(
@@ -740,13 +744,21 @@ class Ingest:
             home = archive.put_back(target, found.path)
             log.warning("file_changed_while_put_away", path=found.label, put_back=label_of(home))
             return jobs
-        with self.sessions.begin() as session:
-            ledger.note_archived(session, jobs, label_of(target))
+        self._moved.append((jobs, target))
+        self._note_moved()
         self.on_step(Step.PUT_AWAY)
         # Last, since a file without its marker might wait for one for ever.
         if found.claim:
             archive.put_beside([found.root / path for path in found.claim.beside], target)
         return jobs
+
+    def _note_moved(self) -> None:
+        """Write down where files went; what the database was not told stays to be told."""
+        if self._moved:
+            with self.sessions.begin() as session:
+                for jobs, target in self._moved:
+                    ledger.note_archived(session, jobs, label_of(target))
+            self._moved.clear()
 
     def _reasons(self, refused: list[FileProcessing]) -> list[str]:
         lines = ["ingestd refused this file; nothing of what is named here was stored.", ""]
@@ -958,4 +970,4 @@ def is_transient(error: DBAPIError) -> bool:
     if isinstance(error.orig, sqlite3.Error):
         return sqlite_code(error.orig) in _TRANSIENT_CODES
     # psycopg's own, without a word from the server: it was not reached.
-    return type(error.orig).__name__ in ("OperationalError", "InterfaceError")
+    return isinstance(error, OperationalError | InterfaceError)
