@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,13 +80,14 @@ class Running:
     folder: Path
     url: str
     settings: dict[str, str]
+    under: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Start it."""
         with (self.folder / "log.jsonl").open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN],
+                [*self.under, sys.executable, "-c", RUN],
                 env=environment(self.folder, self.url, **self.settings),
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -116,17 +117,23 @@ class Running:
         try:
             return self.process.wait(timeout=10)
         finally:
-            self.process.kill()
-            self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 class Start(Protocol):
     """Starts a daemon with some settings."""
 
-    def __call__(self, *, wait: bool = True, url: str = "", **settings: str) -> Running:
-        """Start it; by default its first look is over."""
+    def __call__(
+        self, *, wait: bool = True, url: str = "", under: Sequence[str] = (), **settings: str
+    ) -> Running:
+        """Start it, perhaps `under` another command; by default its first look is over."""
 
 
 def starter(folder: Path, at: str) -> Iterator[Start]:
@@ -134,10 +141,12 @@ def starter(folder: Path, at: str) -> Iterator[Start]:
     (folder / "inbox").mkdir(exist_ok=True)
     with ExitStack() as running:
 
-        def start(*, wait: bool = True, url: str = "", **settings: str) -> Running:
+        def start(
+            *, wait: bool = True, url: str = "", under: Sequence[str] = (), **settings: str
+        ) -> Running:
             usual = {"WATCH__SETTLE_SECONDS": str(SETTLE_SECONDS), "WATCH__POLL_SECONDS": "0.3"}
             named = {f"INGESTD_{name}": value for name, value in (usual | settings).items()}
-            daemon = Running(folder, url or at, named)
+            daemon = Running(folder, url or at, named, tuple(under))
             running.callback(lambda: daemon.process.poll() is None and daemon.stop())
             return daemon.wait_until_ready() if wait else daemon
 

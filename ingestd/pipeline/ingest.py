@@ -224,6 +224,10 @@ class Ingest:
                     contradicted = FileRefused(str(unmet), kind="manifest", field=unmet.what)
                     self._quarantine(session, job, contradicted, Attempt(Books(), Touched()))
                 recorded.append((csv, job))
+            # Asked again: where another process has put this very file away meanwhile, what
+            # was just written down would be a second delivery that never came.
+            if not source.is_unchanged():
+                raise FileVanished(found.label)
             self.on_step(Step.NOTED)
         self.on_step(Step.RECORDED)
         return recorded
