@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.errors import StopRequested
-from ingestd.models import FileProcessing, Transaction
+from ingestd.models import Alert, FileProcessing, Transaction
+from ingestd.pipeline import ledger
 from ingestd.pipeline.ingest import Found, Ingest
 from ingestd.pipeline.read import open_source
+from ingestd.pipeline.step import Step
 
-from .conftest import Clock, DropFile, Voting, csv_of, terms_in, zip_of
+from .conftest import Clock, Databases, Did, DropFile, Voting, csv_of, terms_in, zip_of
 from .oracle import unsound
+from .running import open_sessions
 
 Sessions = sessionmaker[Session]
 
@@ -200,3 +206,170 @@ def test_a_path_longer_than_a_key_is_a_path(
     name = "/".join([*(["x" * 240] * 13), voting.name(8)])
     (job,) = ingest.take(drop_file(name, voting.ballots(8, 2)))
     assert "completed" == job.status
+
+
+# Two processes on PostgreSQL: between any two statements of one there may be a commit of the other
+
+
+@pytest.fixture
+def postgresql_sessions(databases: Databases) -> Iterator[Sessions]:
+    """Sessions on PostgreSQL alone: on SQLite nothing comes between."""
+    with databases.fresh("postgresql") as url, open_sessions(url) as sessions:
+        yield sessions
+
+
+@pytest.mark.promise(30)
+def test_a_job_that_another_finishes_is_not_undone_by_who_saw_it_queued(
+    postgresql_sessions: Sessions,
+    tmp_path: Path,
+    clock: Clock,
+    drop_file: DropFile,
+    voting: Voting,
+    did: Did,
+) -> None:
+    """Its last batch, and its way to the archive, came between the look and the undo."""
+    found = drop_file(voting.name(8), voting.ballots(8, 10))
+    worker = second(postgresql_sessions, tmp_path, clock, batch_rows=4)
+    onlooker = second(postgresql_sessions, tmp_path, clock, batch_rows=4)
+    worker.owner = onlooker.owner + "0"
+    stop_after_a_batch(worker)
+    with pytest.raises(StopRequested):
+        worker.take(found)
+    go_on(worker)
+
+    def is_gone(job: FileProcessing) -> bool:
+        """Tell the truth, after the file has been ingested and put away."""
+        worker.take(found)
+        return not ledger.is_there(job)
+
+    assert 0 == onlooker._let_go(found.root, is_gone)  # noqa: SLF001 - `note_missing`, slowly
+    assert {found.label: "completed"} == states(postgresql_sessions)
+    assert {"accepted": 20} == by_status(postgresql_sessions)
+    assert [] == unsound(postgresql_sessions)
+    did("1 look at a job that was finished meanwhile")
+
+
+@pytest.mark.promise(30)
+def test_a_broken_zip_that_two_record_at_once_is_one_job_and_one_alert(
+    sessions: Sessions, tmp_path: Path, clock: Clock, drop_file: DropFile, did: Did
+) -> None:
+    """Whoever comes second leaves it to the first."""
+    broken = [drop_file(f"{number}.zip", b"PK\x03\x04" + bytes([number])) for number in range(20)]
+    gate = threading.Barrier(2)
+    errors: list[Exception] = []
+
+    def take_all(name: str) -> None:
+        ingest = second(sessions, tmp_path, clock)
+        ingest.owner = name
+        for found in broken:
+            gate.wait(30)
+            try:
+                ingest.take(found)
+            except FileNotFoundError:  # the other one has put it away
+                continue
+            except Exception as error:  # noqa: BLE001 - told by the test
+                errors.append(error)
+
+    threads = [threading.Thread(target=take_all, args=(name,)) for name in ("one:1", "two:2")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [] == errors
+    assert {found.label: "quarantined" for found in broken} == states(sessions)
+    with sessions() as session:
+        assert len(broken) == session.scalar(select(func.count()).select_from(FileProcessing))
+        assert len(broken) == session.scalar(select(func.count()).select_from(Alert))
+    assert not any(found.path.exists() for found in broken)
+    did(f"{len(broken)} broken ZIPs, 2 at once")
+
+
+def broken_by(ingest: Ingest) -> None:
+    """Something unforeseen."""
+    del ingest
+    raise RuntimeError("unforeseen")
+
+
+def stopped_by(ingest: Ingest) -> None:
+    """A stop."""
+    ingest.should_stop = lambda: True
+
+
+@pytest.mark.promise(30)
+@pytest.mark.parametrize("end", [broken_by, stopped_by], ids=lambda value: value.__name__)
+def test_an_owner_that_lost_its_job_neither_fails_nor_releases_it(
+    sessions: Sessions,
+    tmp_path: Path,
+    clock: Clock,
+    drop_file: DropFile,
+    voting: Voting,
+    end: Callable[[Ingest], None],
+    did: Did,
+) -> None:
+    """Its lease was over, and another has the job."""
+    found = drop_file(voting.name(8), voting.ballots(8, 10))
+    slow = second(sessions, tmp_path, clock, batch_rows=4)
+
+    def overtaken(step: Step) -> None:
+        if step != Step.STORED:
+            return
+        clock.advance(100)
+        with sessions.begin() as session:
+            assert 1 == ledger.release_dead(session, now=clock(), owner="there:2:2")
+            job = session.scalars(select(FileProcessing)).one()
+            books = ledger.Books.of(job)
+            lease = timedelta(seconds=60)
+            ledger.claim(session, job, owner="there:2:2", books=books, now=clock(), lease=lease)
+        end(slow)
+
+    slow.on_step = overtaken
+    try:
+        assert [] == slow.take(found)
+    except StopRequested:
+        assert end is stopped_by
+    with sessions() as session:
+        job = session.scalars(select(FileProcessing)).one()
+        assert ("processing", "there:2:2", 0) == (job.status, job.owner, job.attempts)
+    did("1 end of an owner that had lost its job")
+
+
+@pytest.mark.promise(24)
+def test_a_value_that_the_database_refuses_costs_attempts_and_then_the_file(
+    postgresql_sessions: Sessions,
+    tmp_path: Path,
+    clock: Clock,
+    drop_file: DropFile,
+    voting: Voting,
+    did: Did,
+) -> None:
+    """It is no fault of the database, so it is not waited for; its neighbour is stored."""
+    with postgresql_sessions.begin() as session:
+        session.execute(
+            text(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                "IF NEW.version = 77 THEN RAISE numeric_value_out_of_range; END IF; "
+                "RETURN NEW; END $$"
+            )
+        )
+        session.execute(
+            text(
+                "CREATE TRIGGER refuse BEFORE INSERT ON transaction "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        )
+    rows = voting.ballots(8, 4)
+    fields = rows[5].split(";")
+    rows[5] = ";".join([*fields[:3], "77", *fields[4:]])
+    ingest = second(postgresql_sessions, tmp_path, clock, batch_rows=2)
+    poison, neighbour = drop_file(voting.name(8), rows), drop_file(voting.name(9), [])
+    for attempt in range(1, ingest.terms.attempts):
+        (job,) = ingest.take(poison)
+        assert ("failed", attempt) == (job.status, job.attempts)
+        clock.advance(3600)
+    (job,) = ingest.take(poison)
+    assert ("quarantined", 0) == (job.status, job.rows_stored)
+    assert "NumericValueOutOfRange" in (job.first_error_message or "")
+    (job,) = ingest.take(neighbour)
+    assert "completed" == job.status
+    assert {} == by_status(postgresql_sessions)
+    did(f"1 value out of range, {ingest.terms.attempts} attempts")
