@@ -204,12 +204,10 @@ class Ingest:
             deliveries = self._look_inside(found, source, measured)
         except FileRefused as refusal:
             self._heed_manifest(found, measured)
-            if not source.is_unchanged():
-                raise FileVanished(found.label) from refusal
+            _refuse_replaced(found, source)
             return [(None, self._refuse_container(found, source, refusal))]
         unmet = self._heed_manifest(found, measured)
-        if not source.is_unchanged():
-            raise FileVanished(found.label)
+        _refuse_replaced(found, source)
         self.on_step(Step.LOOKED)
         recorded: list[tuple[Csv | None, FileProcessing]] = []
         with one_recorder(), self.sessions.begin() as session:
@@ -226,8 +224,7 @@ class Ingest:
                 recorded.append((csv, job))
             # Asked again: where another process has put this very file away meanwhile, what
             # was just written down would be a second delivery that never came.
-            if not source.is_unchanged():
-                raise FileVanished(found.label)
+            _refuse_replaced(found, source)
             self.on_step(Step.NOTED)
         self.on_step(Step.RECORDED)
         return recorded
@@ -809,6 +806,12 @@ def _hold_bytes(session: Session, sha256: str) -> None:
     if is_postgresql(session):
         key = int.from_bytes(bytes.fromhex(sha256)[:8], "big", signed=True)
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _refuse_replaced(found: Found, source: Source) -> None:
+    """Stop where the path no longer is the file that was opened."""
+    if not source.is_unchanged():
+        raise FileVanished(found.label)
 
 
 def _refuse_misnamed(job: FileProcessing, twins: Sequence[Twin]) -> None:
