@@ -30,17 +30,21 @@ from ingestd.db import make_engine, make_sessions
 from ingestd.errors import StopRequested, StorageFault
 from ingestd.models import FileProcessing
 from ingestd.pipeline import ledger, trial
+from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.read import ReadLimits, stamp_of
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.trial import TrialFile
-from ingestd.pipeline.watch import Seen, Settling, Watcher, is_open_for_writing, scan
+from ingestd.pipeline.watch import Look, Seen, Settling, is_open_for_writing, look_at, scan
 
 log = structlog.get_logger()
 
 _STAMPS_ASKED_AT_ONCE = 1_000
 _LONGEST_PAUSE_SECONDS = 30.0
+# Taking goes on for this many times as long as the look before it took, at least.
+_TAKING_PER_LOOK = 10
+GAVE_UP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +307,38 @@ def _stopping() -> Iterator[threading.Event]:
 
 
 @dataclass(slots=True)
+class Absence:
+    """How long the inbox could not be listed; said when it begins and when it is over."""
+
+    since: float | None = None
+    looks: int = 0
+    device: int | None = None
+
+    def note(self, root: Path, error: OSError, now: float) -> None:
+        """Note a look that failed."""
+        self.looks += 1
+        if self.since is None:
+            self.since = now
+            log.warning("inbox_away", path=str(root), error=str(error), uid=os.geteuid())
+
+    def end(self, root: Path, identity: tuple[int, int], now: float) -> None:
+        """Note a look that succeeded."""
+        if self.since is not None:
+            away = round(now - self.since, 1)
+            log.info("inbox_back", path=str(root), away_seconds=away, looks=self.looks)
+        if self.device not in (None, identity[0]):
+            # Perhaps a disk was mounted, or is missing and its empty mount point is seen.
+            log.warning("inbox_on_another_file_system", path=str(root))
+        self.device = identity[0]
+        self.since = None
+        self.looks = 0
+
+    def seconds(self, now: float) -> float:
+        """How long it is away."""
+        return 0.0 if self.since is None else now - self.since
+
+
+@dataclass(slots=True)
 class Daemon:
     """One inbox, one database, one loop."""
 
@@ -315,22 +351,46 @@ class Daemon:
     # waiting for a pause to end; spares the ledger a question at every look.
     done: dict[Path, str] = field(default_factory=dict)
 
+    absence: Absence = field(default_factory=Absence)
+    has_more: bool = False
+
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
+        started = time.monotonic()
         root = self.settings.watch.inbox
-        seen = list(scan(root, self.settings.watch.ignore, self.odd))
-        hints = self.watcher.wakeup.take_hints([file.relative for file in seen])
-        files = self._unfinished(root, seen)
+        look = self._look()
+        if look is None:
+            return False
+        hints = self.watcher.attend(look, time.monotonic())
+        files = self._unfinished(root, look.files)
         ready = self.settling.complete(root, files, hints, time.monotonic())
-        taken = False
+        # Thousands may wait; what arrives meanwhile, and a deaf watcher, are seen by the next look.
+        looked = time.monotonic()
+        longest = max(self.settings.watch.poll_seconds, _TAKING_PER_LOOK * (looked - started))
+        taken = self.has_more = False
         for found in ready:
             if self.ingest.should_stop():
                 return taken
+            if time.monotonic() - looked >= longest:
+                self.has_more = True
+                break
             if is_open_for_writing(found.path):
                 continue
             taken |= self._take(found)
         self.ingest.note_missing(root)
         return taken
+
+    def _look(self) -> Look | None:
+        """Look at the inbox; None while it is away. Nobody makes it anew: a disk may be missing."""
+        root = self.settings.watch.inbox
+        self.watcher.wakeup.begin_look()
+        try:
+            look = look_at(root, self.settings.watch.ignore, self.odd)
+        except OSError as error:
+            self.absence.note(root, error, time.monotonic())
+            return None
+        self.absence.end(root, look.identity, time.monotonic())
+        return look
 
     def _unfinished(self, root: Path, seen: Sequence[Seen]) -> list[Seen]:
         """Drop the files that are known to be final as they lie there."""
@@ -400,20 +460,22 @@ def run(
     """Run in the foreground until SIGTERM or SIGINT; returns the exit status.
 
     SIGHUP reads the settings again by `reload`; broken ones are said and the
-    old ones kept.
+    old ones kept. The status is GAVE_UP when the inbox was away for too long.
 
     Raises:
         ConfigError: folders that cannot be made or used.
         SchemaMismatch: the database must be upgraded first.
     """
+    made: set[Path] = set()
     with _stopping() as stop, _hanging_up() as hung_up:
         while not stop.is_set():
-            _make_folders(settings)
+            _make_folders(settings, made)
             engine = _open_patiently(settings, stop)
             if engine is None:
                 break
             try:
-                _loop(settings, engine, stop, hung_up, on_ready, on_step)
+                if not _loop(settings, engine, stop, hung_up, on_ready, on_step):
+                    return GAVE_UP
             finally:
                 engine.dispose()
             if hung_up.is_set():
@@ -432,14 +494,16 @@ def _reloaded(settings: Settings, reload: Callable[[], Settings]) -> Settings:
     return fresh
 
 
-def _make_folders(settings: Settings) -> None:
+def _make_folders(settings: Settings, made: set[Path]) -> None:
+    """Make the folders that are not there, each once: one that has gone since is waited for."""
     watch = settings.watch
-    for folder in (watch.inbox, watch.archive, watch.quarantine):
+    for folder in {watch.inbox, watch.archive, watch.quarantine} - made:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot make the folder {folder}: {error}"
             raise ConfigError(message) from error
+        made.add(folder)
 
 
 def _open_patiently(settings: Settings, stop: threading.Event) -> Engine | None:
@@ -493,8 +557,11 @@ def _loop(
     hung_up: threading.Event,
     on_ready: Callable[[], None] | None,
     on_step: Callable[[Step], None],
-) -> None:
-    """Look and take until a stop or a hang-up; a file in work ends at a batch border."""
+) -> bool:
+    """Look and take until a stop or a hang-up; a file in work ends at a batch border.
+
+    False: the inbox was away for too long.
+    """
 
     def should_stop() -> bool:
         return stop.is_set() or hung_up.is_set()
@@ -503,7 +570,11 @@ def _loop(
     ingest = make_ingest(
         settings, engine, is_archiving=is_archiving, should_stop=should_stop, on_step=on_step
     )
-    watcher = Watcher(settings.watch.inbox, with_events=settings.watch.events)
+    watcher = Watcher(
+        settings.watch.inbox,
+        wanted=settings.watch.events,
+        probe_seconds=settings.watch.probe_seconds,
+    )
     daemon = Daemon(settings, ingest, watcher, Settling(settings.watch.settle_seconds))
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
@@ -520,6 +591,11 @@ def _loop(
                 stop.wait(pause.after(error))
                 continue
             pause.over()
+            if daemon.absence.since is not None:
+                if _gives_up(settings, daemon.absence):
+                    return False
+                stop.wait(settings.watch.poll_seconds)
+                continue
             if not has_begun:
                 has_begun = True
                 if on_ready:
@@ -527,11 +603,29 @@ def _loop(
             _wait(watcher, should_stop, _next_look(settings, daemon))
     finally:
         watcher.stop()
-    log.info("stopped", owner=ingest.owner)
+        log.info("stopped", owner=ingest.owner, waiting=daemon.settling.waiting)
+    return True
+
+
+def _gives_up(settings: Settings, absence: Absence) -> bool:
+    """Say whether the inbox is away for so long that only a restart, or a person, may help."""
+    away = absence.seconds(time.monotonic())
+    if not 0 < settings.watch.give_up_seconds <= away:
+        return False
+    log.error(
+        "gave_up",
+        reason="the inbox cannot be listed (watch.give_up_seconds)",
+        path=str(settings.watch.inbox),
+        away_seconds=round(away, 1),
+        status=GAVE_UP,
+    )
+    return True
 
 
 def _next_look(settings: Settings, daemon: Daemon) -> float:
     """Seconds to the next look: soon while files settle, else the re-scan's interval."""
+    if daemon.has_more:
+        return 0
     if daemon.settling.waiting:
         return min(settings.watch.poll_seconds, max(0.05, settings.watch.settle_seconds / 2))
     return settings.watch.poll_seconds

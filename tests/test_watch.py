@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 from watchdog.events import FileClosedEvent, FileModifiedEvent, FileMovedEvent
 
-from ingestd.pipeline.watch import Seen, Settling, Wakeup, scan
+from ingestd.pipeline.events import Wakeup
+from ingestd.pipeline.watch import Seen, Settling, scan
 
 
 def test_files_are_found_in_all_folders(tmp_path: Path) -> None:

@@ -639,11 +639,11 @@ class Ingest:
         return job
 
     def _note_vanished(self, found: Found) -> None:
-        self._let_go(found.root, lambda job: not ledger.is_there(job), path=found.label)
+        self._let_go(found.root, ledger.is_gone, path=found.label)
 
     def note_missing(self, root: Path) -> int:
         """Close the queued jobs of a root whose files were taken away; how many."""
-        return self._let_go(root, lambda job: not ledger.is_there(job))
+        return self._let_go(root, ledger.is_gone)
 
     def _let_go(
         self, root: Path, is_gone: Callable[[FileProcessing], bool], *, path: str | None = None
