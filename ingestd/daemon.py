@@ -467,7 +467,7 @@ def run(
         SchemaMismatch: the database must be upgraded first.
     """
     made: set[Path] = set()
-    with _stopping() as stop, _hanging_up() as hung_up:
+    with _stopping() as stop, _hanging_up() as hung_up, _noting_dead_threads():
         while not stop.is_set():
             _make_folders(settings, made)
             engine = _open_patiently(settings, stop)
@@ -652,6 +652,21 @@ def _hanging_up() -> Iterator[threading.Event]:
         yield hung_up
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+@contextmanager
+def _noting_dead_threads() -> Iterator[None]:
+    """Log what ends a thread of a library, for the time of the block."""
+
+    def note(died: threading.ExceptHookArgs) -> None:
+        name = died.thread.name if died.thread else None
+        log.error("thread_died", thread=name, exc_info=died.exc_value)
+
+    former, threading.excepthook = threading.excepthook, note
+    try:
+        yield
+    finally:
+        threading.excepthook = former
 
 
 # ── try ───────────────────────────────────────────────────────────────────────

@@ -80,13 +80,14 @@ class Running:
     folder: Path
     url: str
     settings: dict[str, str]
+    inside: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Start it."""
         with (self.folder / "log.jsonl").open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN],
+                [*self.inside, sys.executable, "-c", RUN],
                 env=environment(self.folder, self.url, **self.settings),
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -123,9 +124,11 @@ class Running:
 
 
 class Start(Protocol):
-    """Starts a daemon with some settings."""
+    """Starts a daemon with some settings, perhaps inside of another command."""
 
-    def __call__(self, *, wait: bool = True, url: str = "", **settings: str) -> Running:
+    def __call__(
+        self, *, wait: bool = True, url: str = "", inside: tuple[str, ...] = (), **settings: str
+    ) -> Running:
         """Start it; by default its first look is over."""
 
 
@@ -134,10 +137,12 @@ def starter(folder: Path, at: str) -> Iterator[Start]:
     (folder / "inbox").mkdir(exist_ok=True)
     with ExitStack() as running:
 
-        def start(*, wait: bool = True, url: str = "", **settings: str) -> Running:
+        def start(
+            *, wait: bool = True, url: str = "", inside: tuple[str, ...] = (), **settings: str
+        ) -> Running:
             usual = {"WATCH__SETTLE_SECONDS": str(SETTLE_SECONDS), "WATCH__POLL_SECONDS": "0.3"}
             named = {f"INGESTD_{name}": value for name, value in (usual | settings).items()}
-            daemon = Running(folder, url or at, named)
+            daemon = Running(folder, url or at, named, inside)
             running.callback(lambda: daemon.process.poll() is None and daemon.stop())
             return daemon.wait_until_ready() if wait else daemon
 

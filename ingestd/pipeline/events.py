@@ -235,12 +235,13 @@ class Watcher:
 
     def stop(self) -> None:
         """End the observer's threads, and say what has come of them."""
+        heard = self.heard
         self._close()
         self._end_overflow()
         for name in _OverflowsTold.loggers:
             logging.getLogger(name).removeFilter(self._overflows_told)
         if self._wanted != "never":
-            log.info("events_summary", **asdict(self.heard) | {"is_listening": None})
+            log.info("events_summary", path=str(self._root), **asdict(heard))
 
     # ── listening ─────────────────────────────────────────────────────────────
 
