@@ -28,13 +28,17 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from ingestd.pipeline.mounts import file_system_of, is_remote, mountinfo
-from ingestd.pipeline.watch import SENTINEL, Look
+from ingestd.pipeline.watch import SENTINEL, Look, Seen
 
 log = structlog.get_logger()
 
 Wanted = Literal["auto", "always", "never"]
 
-_UNANSWERED_MEANS_DEAF = 2
+# So many sentinels without an answer mean that nothing comes any more; more are needed while
+# other events come, since a rush that overflows the queue takes sentinels with it.
+_UNANSWERED_IN_SILENCE = 2
+_UNANSWERED_AMONG_EVENTS = 6
+_ANSWERS_MEAN_WELL = 2
 _BUILDS_BEFORE_GIVING_WAY = 3
 _LONGEST_PAUSE_SECONDS = 600.0
 _END_SECONDS = 5.0
@@ -128,6 +132,7 @@ class _Probe:
     sent_at: float
     found_before: set[Path]
     folders: list[Path]
+    events_before: int
 
 
 @dataclass(slots=True)
@@ -148,6 +153,7 @@ class _Overflow:
     last: float
     missed: int = 0
     times: int = 0
+    is_said: bool = False
 
 
 class _OverflowsTold(logging.Filter):
@@ -183,13 +189,14 @@ class Watcher:
         for name in _OverflowsTold.loggers:
             logging.getLogger(name).addFilter(self._overflows_told)
         # Since the observer was built:
-        self._is_fresh = False
+        self._hears_from_ns: int | None = None
         self._known: set[Path] = set()
         self._untold: set[Path] = set()
         self._hopeless: set[int] = set()
         self._probe: _Probe | None = None
         self._next_probe = 0.0
         self._unanswered = 0
+        self._answers = 0
         # Across observers:
         self._trouble: _Trouble | None = None
         self._next_build = 0.0
@@ -219,7 +226,7 @@ class Watcher:
         if self._observer is not None and not _is_alive(self._observer):
             self._fail("thread_died", now)
         if self._observer is not None:
-            self._compare(here, now)
+            self._compare(look, now)
         if self._observer is None and self._is_due(now):
             self._build(now)
         if self._observer is not None:
@@ -276,15 +283,17 @@ class Watcher:
         if self._trouble is not None:
             self._trouble.builds += 1
             self._counts["rebuilds"] += 1
-        self._is_fresh = True
+        self._hears_from_ns = None
         self._untold = set()
         self._probe = None
         self._next_probe = now
         self._unanswered = 0
+        self._answers = 0
 
     def _fail(self, reason: str, now: float, **details: object) -> None:
         """Give an observer up that does not tell what happens; another is built when it is due."""
         self._close()
+        self._counts["missed"] += len(self._untold)
         self._next_build = now
         if self._trouble is None:
             self._trouble = _Trouble(reason, now)
@@ -313,7 +322,8 @@ class Watcher:
     def _note_answer(self, now: float) -> None:
         self._probe = None
         self._unanswered = 0
-        if self._trouble is not None:
+        self._answers += 1
+        if self._trouble is not None and self._answers >= _ANSWERS_MEAN_WELL:
             log.info(
                 "events_back",
                 path=str(self._root),
@@ -330,26 +340,35 @@ class Watcher:
 
     # ── comparing ─────────────────────────────────────────────────────────────
 
-    def _compare(self, here: set[Path], now: float) -> None:
+    def _compare(self, look: Look, now: float) -> None:
         """Tell what events missed, from what a look found and what came before a sentinel."""
         self._untold = self.wakeup.untold(self._untold)
         probe = self._probe
         if probe is not None and self.wakeup.sentinel == probe.name:
-            was_in_trouble = self._trouble is not None
             missed = probe.found_before & self._untold
             self._untold -= missed
             self._note_answer(now)
-            self._note_missed(missed, probe.folders, now, is_rebuilt=was_in_trouble)
+            self._note_missed(missed, probe.folders, now, is_new=self._answers == 1)
         elif probe is not None and now - probe.sent_at >= self._probe_seconds:
             self._probe = None
             self._counts["probes_missed"] += 1
             self._unanswered += 1
-            if self._unanswered >= _UNANSWERED_MEANS_DEAF:
+            is_silent = self.wakeup.events == probe.events_before
+            enough = _UNANSWERED_IN_SILENCE if is_silent else _UNANSWERED_AMONG_EVENTS
+            if self._unanswered >= enough:
                 self._fail("probe_unanswered", now)
-        if self._is_fresh:  # what lay there before the observer came, it cannot tell of
-            self._is_fresh = False
-        else:
-            self._untold |= self.wakeup.untold(here - self._known)
+        self._untold |= self.wakeup.untold(self._new_in(look))
+
+    def _new_in(self, look: Look) -> set[Path]:
+        """Give the files that the last look did not find, and that came after the observer."""
+        start = self._hears_from_ns
+        if start is None:
+            return set()
+        return {
+            file.relative
+            for file in look.files
+            if file.relative not in self._known and _ctime_ns(file) >= start
+        }
 
     def _send_probe_if_due(self, look: Look, now: float) -> None:
         is_due = now >= self._next_probe or self._untold
@@ -357,19 +376,20 @@ class Watcher:
             return
         self._next_probe = now + self._probe_seconds
         name = f"{SENTINEL}-{self._token}-{self._counts['probes']}"
-        probe = _Probe(name, now, set(self._untold), look.folders)
+        probe = _Probe(name, now, set(self._untold), look.folders, self.wakeup.events)
         try:
-            _touch(self._root / name)
+            touched_ns = _touch(self._root / name)
         except OSError as error:
             # Nothing is lost by it: a folder that is full or not ours is looked at as before.
             self._untold = set()
             self._say_once("cannot_probe", error=str(error), uid=os.geteuid())
             return
+        self._hears_from_ns = self._hears_from_ns or touched_ns
         self._probe = probe
         self._counts["probes"] += 1
 
     def _note_missed(
-        self, missed: set[Path], folders: list[Path], now: float, *, is_rebuilt: bool
+        self, missed: set[Path], folders: list[Path], now: float, *, is_new: bool
     ) -> None:
         unwatched = self._unwatched(folders)
         self._counts["missed"] += len(missed)
@@ -379,11 +399,8 @@ class Watcher:
             for path in missed
             if path.parent not in unwatched.values() and not self._is_on_network(path)
         }
-        if lost or told:
-            self._note_overflow(len(lost), told or 1, now)
-        elif self._overflow is not None and now - self._overflow.last >= self._probe_seconds:
-            self._end_overflow()
-        if is_rebuilt and unwatched:
+        self._note_overflow(len(lost), told, now)
+        if is_new and unwatched:
             # An observer that was just built did not get them either; no other will.
             self._hopeless |= unwatched.keys()
             self._say_once("folders_without_events", folders=len(unwatched))
@@ -394,14 +411,23 @@ class Watcher:
         folder = (self._root / path.parent).resolve()
         return is_remote(file_system_of(folder, mountinfo()))
 
-    def _note_overflow(self, missed: int, times: int, now: float) -> None:
-        self._counts["overflows"] += times
+    def _note_overflow(self, missed: int, told: int, now: float) -> None:
+        """Sum up one rush: how often the queue overflowed, how many files no event told of."""
+        if missed or told:
+            rush = self._overflow = self._overflow or _Overflow(now, now)
+            # watchdog 6 does not tell; then each comparison that misses files counts for one.
+            times = told or int(not rush.times or now - rush.last >= self._probe_seconds)
+            rush.last, rush.missed, rush.times = now, rush.missed + missed, rush.times + times
+            self._counts["overflows"] += times
+        # What was told may come before the files are compared: they are worth one more sentinel.
         if self._overflow is None:
-            self._overflow = _Overflow(now, now)
-            log.warning("events_overflowed", path=str(self._root), missed=missed)
-        self._overflow.last = now
-        self._overflow.missed += missed
-        self._overflow.times += times
+            return
+        rush = self._overflow
+        if not rush.is_said and (rush.missed or not told):
+            rush.is_said = True
+            log.warning("events_overflowed", path=str(self._root), missed=rush.missed)
+        if now - rush.last >= self._probe_seconds:
+            self._end_overflow()
 
     def _end_overflow(self) -> None:
         overflow, self._overflow = self._overflow, None
@@ -464,11 +490,19 @@ def _end(observer: BaseObserver) -> None:
     ending.join(_END_SECONDS)
 
 
-def _touch(sentinel: Path) -> None:
-    """Make a file and take it away again; nothing stays behind."""
+def _touch(sentinel: Path) -> int:
+    """Make a file and take it away again, nothing stays behind; its time by the inbox's clock."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(sentinel, flags, 0o600))
-    sentinel.unlink(missing_ok=True)
+    handle = os.open(sentinel, flags, 0o600)
+    try:
+        return os.fstat(handle).st_ctime_ns
+    finally:
+        os.close(handle)
+        sentinel.unlink(missing_ok=True)
+
+
+def _ctime_ns(file: Seen) -> int:
+    return int(file.stamp.rpartition(":")[2])
 
 
 # ── inotify ───────────────────────────────────────────────────────────────────────────────────────

@@ -683,6 +683,11 @@ def is_gone(job: FileProcessing) -> bool:
         return False
 
 
-def is_due(job: FileProcessing, *, now: datetime) -> bool:
-    """Say whether a queued job may be worked on now."""
-    return job.status in QUEUED and (job.retry_at is None or job.retry_at <= now)
+def is_due(job: FileProcessing, *, now: datetime, longest: timedelta) -> bool:
+    """Say whether a queued job may be worked on now.
+
+    No pause is longer than `longest`: if one seems to be, the clock was set back meanwhile.
+    """
+    if job.status not in QUEUED:
+        return False
+    return job.retry_at is None or not now < job.retry_at <= now + longest
