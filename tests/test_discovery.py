@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -623,6 +624,27 @@ def test_a_limit_of_inotify_that_is_met_later_means_looking_alone(
     assert [("completed", 4)] * 20 == [(job[1], job[2]) for job in states_on(sqlite_url)]
     assert stays_sound(sqlite_url)
     did("max_inotify_watches = 5, 20 folders made later", files=20)
+
+
+@pytest.mark.promise(28)
+def test_a_network_file_system_is_looked_at_only(
+    start: Start, sqlite_url: str, voting: Voting, tmp_path: Path, did: Did
+) -> None:
+    """Where others write the kernel tells nothing; it is said once, and the files are found."""
+    (tmp_path / "far").mkdir()
+    server = (sys.executable, "-m", "tests.far_folder", str(tmp_path / "inbox"))
+    inside = (*IN_A_NAMESPACE[:-2], *server, str(tmp_path / "far"))
+    daemon = start(inside=inside, WATCH__AFTER="leave", WATCH__PROBE_SECONDS=PROBED)
+    (said,) = daemon.log("scanning_only")
+    assert "fuse.far" == said["file_system"]
+    hour_of(voting, tmp_path / "far", 8)
+    soon(lambda: daemon.log("file_ingested"))
+    assert [(voting.name(8), "completed", 4)] == states_on(sqlite_url)
+    assert [] == daemon.log("watching_without_events") + daemon.log("cannot_probe")
+    daemon.stop()
+    (heard,) = daemon.log("events_summary")
+    assert (False, 0, 0) == (heard["is_listening"], heard["events"], heard["probes"])
+    did("a file written behind a FUSE mount", files=1)
 
 
 @pytest.mark.promise(6, 27)
