@@ -352,6 +352,7 @@ class Daemon:
     done: dict[Path, str] = field(default_factory=dict)
 
     absence: Absence = field(default_factory=Absence)
+    seen: Sequence[Seen] = ()
     has_more: bool = False
 
     def turn(self) -> bool:
@@ -385,11 +386,12 @@ class Daemon:
         root = self.settings.watch.inbox
         self.watcher.wakeup.begin_look()
         try:
-            look = look_at(root, self.settings.watch.ignore, self.odd)
+            look = look_at(root, self.settings.watch.ignore, self.odd, self.seen)
         except OSError as error:
             self.absence.note(root, error, time.monotonic())
             return None
         self.absence.end(root, look.identity, time.monotonic())
+        self.seen = look.files
         return look
 
     def _unfinished(self, root: Path, seen: Sequence[Seen]) -> list[Seen]:

@@ -166,6 +166,8 @@ class _OverflowsTold(logging.Filter):
         self.count = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if "when the thread is inactive" in str(record.msg):
+            return False  # watchdog 7 stumbles over being ended
         if "queue overflowed" not in str(record.msg):
             return True
         self.count += record.name == self.loggers[0]

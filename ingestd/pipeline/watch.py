@@ -13,10 +13,11 @@ import os
 import re
 import signal
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -40,6 +41,10 @@ class Seen(NamedTuple):
     stamp: str
     size: int
     mtime_ns: int
+    place: str = ""
+
+
+NOTHING: Mapping[str, Seen] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +56,16 @@ class Look:
     folders: list[Path]
 
 
-def look_at(root: Path, ignore: Sequence[str], odd: set[str]) -> Look:
-    """Look at everything below `root`.
+def look_at(root: Path, ignore: Sequence[str], odd: set[str], before: Sequence[Seen] = ()) -> Look:
+    """Look at everything below `root`; files that are as they were `before` cost less.
 
     Raises:
         OSError: `root` itself cannot be listed.
     """
     status = root.stat()
     folders: list[Path] = []
-    files = list(scan(root, ignore, odd, folders))
+    known = {seen.place: seen for seen in before}
+    files = list(scan(root, ignore, odd, folders, known))
     return Look((status.st_dev, status.st_ino), files, folders)
 
 
@@ -68,10 +74,12 @@ def scan(
     ignore: Sequence[str],
     odd: set[str] | None = None,
     listed: list[Path] | None = None,
+    known: Mapping[str, Seen] = NOTHING,
 ) -> Iterator[Seen]:
     """List the files below `root` that may be ours; never follows links, never blocks.
 
     What is not taken is logged once each, if the caller keeps `odd`; folders go to `listed`.
+    What is `known` by its place, and still the same, is given again.
 
     Raises:
         OSError: `root` itself cannot be listed.
@@ -99,7 +107,7 @@ def scan(
             if entry.is_dir(follow_symlinks=False):
                 folders.append(folder / entry.name)
                 continue
-            seen = _look(entry, folder, odd)
+            seen = _look(entry, folder, odd, known)
             if seen:
                 yield seen
 
@@ -110,7 +118,9 @@ def _pattern_of(ignore: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, ignore)) or "(?!)")
 
 
-def _look(entry: os.DirEntry[str], folder: Path, odd: set[str]) -> Seen | None:
+def _look(
+    entry: os.DirEntry[str], folder: Path, odd: set[str], known: Mapping[str, Seen]
+) -> Seen | None:
     try:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
@@ -126,8 +136,12 @@ def _look(entry: os.DirEntry[str], folder: Path, odd: set[str]) -> Seen | None:
         if not entry.name.startswith(SENTINEL):
             _say_once(odd, folder / entry.name, "not_a_csv_or_zip")
         return None
+    stamp = stamp_of(status)
+    before = known.get(entry.path)
+    if before is not None and before.stamp == stamp:
+        return before
     relative = folder / entry.name
-    return Seen(relative, stamp_of(status), status.st_size, status.st_mtime_ns)
+    return Seen(relative, stamp, status.st_size, status.st_mtime_ns, entry.path)
 
 
 def _say_once(odd: set[str], relative: Path, event: str, **details: object) -> None:
