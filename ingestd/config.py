@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -67,6 +68,12 @@ def _parsed(url: str) -> URL | None:
         return make_url(url)
     except (ArgumentError, ValueError):
         return None
+
+
+def _as_wanted(value: object) -> object:
+    """The three words of watch.events; true and false were all there was once."""
+    spelt = str(value).lower()
+    return {"true": "auto", "1": "auto", "false": "never", "0": "never"}.get(spelt, value)
 
 
 _SECTION = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -148,9 +155,21 @@ class Watch(BaseModel):
         description="A file that contradicts its manifest waits; when neither has changed for "
         "this long, it is quarantined.",
     )
-    events: bool = Field(
-        default=True,
-        description="Be woken by the file system, too. The full looks find every file without it.",
+    events: Annotated[Literal["auto", "always", "never"], BeforeValidator(_as_wanted)] = Field(
+        default="auto",
+        description="Be woken by the file system, too; auto means where it can tell, so not on "
+        "NFS, SMB, FUSE and their like. The full looks find every file without it.",
+    )
+    probe_seconds: FiniteFloat = Field(
+        default=10.0,
+        gt=0,
+        description="How often it is tried whether events still come, and how long one may take.",
+    )
+    give_up_seconds: FiniteFloat = Field(
+        default=600.0,
+        ge=0,
+        description="The daemon stops with status 4 when the inbox could not be listed for this "
+        "long; 0 means that it waits for ever.",
     )
     ignore: tuple[str, ...] = Field(
         default=(

@@ -27,6 +27,7 @@ from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, StopRequested, StorageFault
 from ingestd.models import FileProcessing
 from ingestd.pipeline import ledger, trial
+from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
 from ingestd.pipeline.ledger import Books
@@ -34,13 +35,16 @@ from ingestd.pipeline.leftover import Leftovers
 from ingestd.pipeline.read import ReadLimits, stamp_of
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.trial import TrialFile
-from ingestd.pipeline.watch import Seen, Settling, Watcher, closed, scan
+from ingestd.pipeline.watch import Look, Seen, Settling, closed, look_at, scan
 from ingestd.pipeline.writers import Writers, writers_of
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 
 log = structlog.get_logger()
 
 _STAMPS_ASKED_AT_ONCE = 1_000
+# Taking goes on for this many times as long as the look before it took, at least.
+_TAKING_PER_LOOK = 10
+GAVE_UP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +407,38 @@ class Unmarked:
 
 
 @dataclass(slots=True)
+class Absence:
+    """How long the inbox could not be listed; said when it begins and when it is over."""
+
+    since: float | None = None
+    looks: int = 0
+    device: int | None = None
+
+    def note(self, root: Path, error: OSError, now: float) -> None:
+        """Note a look that failed."""
+        self.looks += 1
+        if self.since is None:
+            self.since = now
+            log.warning("inbox_away", path=str(root), error=str(error), uid=os.geteuid())
+
+    def end(self, root: Path, identity: tuple[int, int], now: float) -> None:
+        """Note a look that succeeded."""
+        if self.since is not None:
+            away = round(now - self.since, 1)
+            log.info("inbox_back", path=str(root), away_seconds=away, looks=self.looks)
+        if self.device not in (None, identity[0]):
+            # Perhaps a disk was mounted, or is missing and its empty mount point is seen.
+            log.warning("inbox_on_another_file_system", path=str(root))
+        self.device = identity[0]
+        self.since = None
+        self.looks = 0
+
+    def seconds(self, now: float) -> float:
+        """How long it is away."""
+        return 0.0 if self.since is None else now - self.since
+
+
+@dataclass(slots=True)
 class Daemon:
     """One inbox, one database, one loop."""
 
@@ -418,30 +454,40 @@ class Daemon:
     # waiting for a pause to end; spares the ledger a question at every look.
     done: dict[Path, str] = field(default_factory=dict)
     unmarked: Unmarked = field(default_factory=Unmarked)
+    absence: Absence = field(default_factory=Absence)
+    seen: Sequence[Seen] = ()
+    has_more: bool = False
 
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
+        started = time.monotonic()
         root = self.settings.watch.inbox
-        markers: dict[Path, str] = {}
-        seen = list(scan(root, self.settings.watch.ignore, self.odd, markers))
-        here = [file.relative for file in seen]
-        hints = self.watcher.wakeup.take_hints(here) | self._asked_for(root)
-        files = self._unfinished(root, seen)
-        claims = self.manifests.claims(root, markers, here)
+        look = self._look()
+        if look is None:
+            return False
+        here = [file.relative for file in look.files]
+        hints = self.watcher.attend(look, time.monotonic()) | self._asked_for(root)
+        files = self._unfinished(root, look.files)
+        claims = self.manifests.claims(root, look.markers, here)
+        # Thousands may wait; what arrives meanwhile, and a deaf watcher, are seen by the next look.
         now = time.monotonic()
+        longest = max(self.settings.watch.poll_seconds, _TAKING_PER_LOOK * (now - started))
         ready = self.settling.complete(root, files, hints, now, claims)
         self.unmarked.note(self.settling.unmarked, now)
-        taken = False
+        taken = self.has_more = False
         for complete in ready:
             if self.ingest.should_stop():
                 return taken
+            if time.monotonic() - now >= longest:
+                self.has_more = True
+                break
             found = closed(complete)
             if found:
                 taken |= self._take(found)
                 self.wal.look()
         self.ingest.note_missing(root)
         if self.ingest.terms.is_archiving:
-            for marker in self.leftovers.due(self.manifests, markers, here, now):
+            for marker in self.leftovers.due(self.manifests, look.markers, here, now):
                 with database_at_work():
                     self.leftovers.tidy(self.ingest.sessions, marker, self.manifests)
         return taken
@@ -453,6 +499,19 @@ class Daemon:
         with database_at_work(), self.ingest.sessions.begin() as session:
             queued = ledger.queued_under(session, str(root))
             return {Path(job.path): "asked" for job in queued}
+
+    def _look(self) -> Look | None:
+        """Look at the inbox; None while it is away. Nobody makes it anew: a disk may be missing."""
+        root = self.settings.watch.inbox
+        self.watcher.wakeup.begin_look()
+        try:
+            look = look_at(root, self.settings.watch.ignore, self.odd, self.seen)
+        except OSError as error:
+            self.absence.note(root, error, time.monotonic())
+            return None
+        self.absence.end(root, look.identity, time.monotonic())
+        self.seen = look.files
+        return look
 
     def _unfinished(self, root: Path, seen: Sequence[Seen]) -> list[Seen]:
         """Drop the files that are known to be final as they lie there."""
@@ -546,16 +605,18 @@ def run(
     """Run in the foreground until SIGTERM or SIGINT; returns the exit status.
 
     SIGHUP reads the settings again by `reload`; broken ones are said and the
-    old ones kept.
+    old ones kept. The status is GAVE_UP when the inbox was away for too long.
 
     Raises:
         ConfigError: folders that cannot be made or used.
         SchemaMismatch: the database must be upgraded first.
     """
-    with _stopping() as stop, _hanging_up() as hung_up:
+    made: set[Path] = set()
+    with _stopping() as stop, _hanging_up() as hung_up, _noting_dead_threads():
         while not stop.is_set():
-            _make_folders(settings)
-            _serve(settings, stop, hung_up, on_ready, on_step)
+            _make_folders(settings, made)
+            if not _serve(settings, stop, hung_up, on_ready, on_step):
+                return GAVE_UP
             if hung_up.is_set():
                 hung_up.clear()
                 settings = _reloaded(settings, reload)
@@ -572,14 +633,16 @@ def _reloaded(settings: Settings, reload: Callable[[], Settings]) -> Settings:
     return fresh
 
 
-def _make_folders(settings: Settings) -> None:
+def _make_folders(settings: Settings, made: set[Path]) -> None:
+    """Make the folders that are not there, each once: one that has gone since is waited for."""
     watch = settings.watch
-    for folder in (watch.inbox, watch.archive, watch.quarantine):
+    for folder in {watch.inbox, watch.archive, watch.quarantine} - made:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot make the folder {folder}: {error}"
             raise ConfigError(message) from error
+        made.add(folder)
 
 
 def _serve(
@@ -588,17 +651,17 @@ def _serve(
     hung_up: Asked,
     on_ready: Callable[[], None] | None,
     on_step: Callable[[Step], None],
-) -> None:
-    """Open the database and work on it until a stop or a hang-up."""
+) -> bool:
+    """Open the database and work on it until a stop or a hang-up; False as `_loop` says."""
     engine = open_patiently(
         settings,
         should_stop=lambda: stop.is_set() or hung_up.is_set(),
         give_up=lambda: stop.is_overdue(settings.ingest.stop_seconds),
     )
     if engine is None:
-        return
+        return True
     try:
-        _loop(settings, engine, stop, hung_up, on_ready, on_step)
+        return _loop(settings, engine, stop, hung_up, on_ready, on_step)
     finally:
         engine.dispose()
 
@@ -610,8 +673,11 @@ def _loop(
     hung_up: Asked,
     on_ready: Callable[[], None] | None,
     on_step: Callable[[Step], None],
-) -> None:
-    """Look and take until a stop or a hang-up; a file in work ends at a batch border."""
+) -> bool:
+    """Look and take until a stop or a hang-up; a file in work ends at a batch border.
+
+    False: the inbox was away for too long.
+    """
 
     def should_stop() -> bool:
         return stop.is_set() or hung_up.is_set()
@@ -620,8 +686,8 @@ def _loop(
     ingest = make_ingest(
         settings, engine, is_archiving=is_archiving, should_stop=should_stop, on_step=on_step
     )
-    watcher = Watcher(settings.watch.inbox, with_events=settings.watch.events)
     watch = settings.watch
+    watcher = Watcher(watch.inbox, wanted=watch.events, probe_seconds=watch.probe_seconds)
     wal = WalWatch(engine, settings.database.wal_warn_mb)
     daemon = Daemon(
         settings,
@@ -648,6 +714,11 @@ def _loop(
                 rest(pause.after(error), should_stop)
                 continue
             pause.over()
+            if daemon.absence.since is not None:
+                if _gives_up(settings, daemon.absence):
+                    return False
+                rest(settings.watch.poll_seconds, should_stop)
+                continue
             if not has_begun:
                 has_begun = True
                 if on_ready:
@@ -655,11 +726,29 @@ def _loop(
             _wait(watcher, should_stop, _next_look(settings, daemon))
     finally:
         watcher.stop()
-    log.info("stopped", owner=ingest.owner)
+        log.info("stopped", owner=ingest.owner, waiting=daemon.settling.waiting)
+    return True
+
+
+def _gives_up(settings: Settings, absence: Absence) -> bool:
+    """Say whether the inbox is away for so long that only a restart, or a person, may help."""
+    away = absence.seconds(time.monotonic())
+    if not 0 < settings.watch.give_up_seconds <= away:
+        return False
+    log.error(
+        "gave_up",
+        reason="the inbox cannot be listed (watch.give_up_seconds)",
+        path=str(settings.watch.inbox),
+        away_seconds=round(away, 1),
+        status=GAVE_UP,
+    )
+    return True
 
 
 def _next_look(settings: Settings, daemon: Daemon) -> float:
     """Seconds to the next look: soon while files settle, else the re-scan's interval."""
+    if daemon.has_more:
+        return 0
     if daemon.settling.waiting:
         return min(settings.watch.poll_seconds, max(0.05, settings.watch.settle_seconds / 2))
     return settings.watch.poll_seconds
@@ -686,6 +775,21 @@ def _hanging_up() -> Iterator[Asked]:
         yield hung_up
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+@contextmanager
+def _noting_dead_threads() -> Iterator[None]:
+    """Log what ends a thread of a library, for the time of the block."""
+
+    def note(died: threading.ExceptHookArgs) -> None:
+        name = died.thread.name if died.thread else None
+        log.error("thread_died", thread=name, exc_info=died.exc_value)
+
+    former, threading.excepthook = threading.excepthook, note
+    try:
+        yield
+    finally:
+        threading.excepthook = former
 
 
 # ── try ───────────────────────────────────────────────────────────────────────

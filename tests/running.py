@@ -114,8 +114,12 @@ class Running:
     def stop(self) -> int:
         """End it gently; its exit status."""
         self.process.send_signal(signal.SIGTERM)
+        return self.ended(seconds=10)
+
+    def ended(self, *, seconds: float = 30) -> int:
+        """Its exit status; it is about to end."""
         try:
-            return self.process.wait(timeout=10)
+            return self.process.wait(timeout=seconds)
         finally:
             self.kill()
 
@@ -128,7 +132,7 @@ class Running:
 
 
 class Start(Protocol):
-    """Starts a daemon with some settings."""
+    """Starts a daemon with some settings, perhaps inside of another command."""
 
     def __call__(
         self, *, wait: bool = True, url: str = "", under: Sequence[str] = (), **settings: str

@@ -237,6 +237,24 @@ def test_a_broken_list_in_the_environment_is_refused(monkeypatch: pytest.MonkeyP
     assert "INGESTD_WATCH__IGNORE: must be a JSON list" in refusal()
 
 
+@pytest.mark.parametrize(
+    ("told", "meant"), [("true", "auto"), ("false", "never"), ('"always"', "always")]
+)
+def test_events_may_be_switched_as_they_once_were(file: Path, told: str, meant: str) -> None:
+    """True and false were all there was."""
+    file.write_text(f"[watch]\nevents = {told}\n")
+    assert meant == load_settings(file).watch.events
+
+
+def test_a_word_for_events_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says which there are."""
+    monkeypatch.setenv("INGESTD_WATCH__EVENTS", "sometimes")
+    expected = (
+        "environment INGESTD_WATCH__EVENTS = 'sometimes': must be 'auto', 'always' or 'never'"
+    )
+    assert expected == refusal()
+
+
 def test_an_infinite_pause_is_refused(file: Path) -> None:
     """TOML knows inf and nan; a clock does not."""
     file.write_text("[watch]\npoll_seconds = inf\n")

@@ -24,10 +24,11 @@ from ingestd.config import Settings
 from ingestd.daemon import once
 from ingestd.errors import ManifestNotMet, StopRequested
 from ingestd.models import Alert, FileProcessing, Transaction
+from ingestd.pipeline.events import Wakeup
 from ingestd.pipeline.evidence import Check, Claim, Manifests, RowCount, file_of_marker, is_marker
 from ingestd.pipeline.ingest import Found, Ingest
 from ingestd.pipeline.read import RowReader, stamp_of
-from ingestd.pipeline.watch import Seen, Settling, Wakeup, closed, scan
+from ingestd.pipeline.watch import Seen, Settling, closed, scan
 
 from .conftest import Did, DropFile, Voting, csv_of, zip_of
 from .oracle import unsound
@@ -51,7 +52,7 @@ def sha256_of(content: bytes) -> str:
 def claims_in(folder: Path, manifests: Manifests | None = None) -> dict[Path, Claim]:
     """What the markers in a folder say of the files there."""
     markers: dict[Path, str] = {}
-    files = [seen.relative for seen in scan(folder, (), None, markers)]
+    files = [seen.relative for seen in scan(folder, (), markers=markers)]
     manifests = manifests or Manifests(most_bytes=2_000)
     return manifests.claims(folder, markers, files)
 

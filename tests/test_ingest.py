@@ -697,6 +697,25 @@ def test_a_poison_file_is_quarantined_after_its_attempts(
     assert [] == unsound(sessions)
 
 
+@pytest.mark.promise(13)
+def test_a_clock_that_was_set_back_does_not_keep_a_failed_file_waiting(
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It failed in a year that is yet to come; nobody waits for that year."""
+    found = drop_file(voting.name(8), voting.ballots(8, 10))
+    Breaks(monkeypatch, at=lambda call, _line: call == 1)
+    clock.advance(365 * 86_400)
+    (job,) = ingest.take(found)
+    assert "failed" == job.status
+    clock.advance(-365 * 86_400)
+    (job,) = ingest.take(found)
+    assert ("completed", 20) == (job.status, job.rows_stored)
+
+
 def test_a_file_that_failed_once_goes_on_at_its_checkpoint(
     sessions: Sessions,
     ingest: Ingest,

@@ -1,8 +1,8 @@
 """The command line: what a person asks, and what a script reads.
 
-Exit status: 0 fine, 1 findings, 2 usage or configuration, 3 an error inside ingestd,
-130 stopped by Ctrl-C (143 by SIGTERM). Heavy modules are imported by the commands that need
-them, so that `ingestd --help` answers at once.
+Exit status: 0 fine, 1 findings, 2 usage or configuration, 3 an error inside ingestd, 4 the
+inbox was away for too long (`run`), 130 stopped by Ctrl-C (143 by SIGTERM). Heavy modules are
+imported by the commands that need them, so that `ingestd --help` answers at once.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def look_at(settings: Settings) -> Iterator[Finding]:
     """Every finding, in the order in which a file meets them."""
     watch = settings.watch
     yield from _folder("inbox", watch.inbox)
-    yield from _inotify(watch.inbox, is_used=watch.events)
+    yield from _inotify(watch.inbox, is_used=watch.events != "never")
     yield from _database(settings)
     yield from _folder("quarantine", watch.quarantine)
     if watch.after == "archive":

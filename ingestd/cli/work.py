@@ -59,7 +59,8 @@ def init(
 def run(flags: Flags) -> None:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C.
 
-    SIGHUP reads the settings again.
+    SIGHUP reads the settings again. Exit status 4 when the inbox could not be
+    listed for watch.give_up_seconds.
     """
     from ingestd import daemon, log
 

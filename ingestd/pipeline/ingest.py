@@ -378,7 +378,8 @@ class Ingest:
         self, found: Found, source: Source, csv: Csv | None, job: FileProcessing
     ) -> FileProcessing:
         """Ingest one job if it asks for work; what goes wrong costs what its type says."""
-        if not ledger.is_due(job, now=self.clock()):
+        longest = self._pause_after(job.attempts)
+        if not ledger.is_due(job, now=self.clock(), longest=longest):
             return job
         if csv is None:
             raise FileVanished(found.label)
@@ -684,25 +685,29 @@ class Ingest:
                 reason = f"it broke {job.attempts + 1} attempts: {told}"
                 self._quarantine(session, job, FileRefused(reason, kind="poison"), attempt)
                 return job
-            pause = self.terms.retry_seconds * 2 ** min(job.attempts, _MOST_ATTEMPTS_SHIFT)
             ledger.fail(
                 session,
                 job,
                 reason=told,
                 now=self.clock(),
-                retry_after=timedelta(seconds=pause),
+                retry_after=self._pause_after(job.attempts),
             )
         log.error("attempt_failed", path=job.path, member=job.member, error=told, exc_info=error)
         return job
 
+    def _pause_after(self, attempts: int) -> timedelta:
+        """How long to wait after so many failed attempts; twice as long each time."""
+        times = 2 ** min(attempts, _MOST_ATTEMPTS_SHIFT)
+        return timedelta(seconds=self.terms.retry_seconds * times)
+
     def _note_vanished(self, found: Found) -> None:
-        self._let_go(found.root, lambda job: not ledger.is_there(job), path=found.label)
+        self._let_go(found.root, ledger.is_gone, path=found.label)
 
     def note_missing(self, root: Path) -> int:
         """Close the queued jobs of a root whose files were taken away; how many."""
         with database_at_work():
             self._note_moved()
-        return self._let_go(root, lambda job: not ledger.is_there(job))
+        return self._let_go(root, ledger.is_gone)
 
     def _let_go(
         self, root: Path, is_gone: Callable[[FileProcessing], bool], *, path: str | None = None

@@ -712,6 +712,29 @@ def is_there(job: FileProcessing) -> bool:
     return False
 
 
-def is_due(job: FileProcessing, *, now: datetime) -> bool:
-    """Say whether a queued job may be worked on now."""
-    return job.status in QUEUED and (job.retry_at is None or job.retry_at <= now)
+def is_gone(job: FileProcessing) -> bool:
+    """Say whether the file of a job was taken away; not when its whole file system is away.
+
+    An empty mount point is no sign that anybody deleted what belongs there.
+    """
+    try:
+        if is_there(job):
+            return False
+        folder = Path(job.root, job.path).parent
+        while not folder.is_dir():
+            if folder == Path(job.root):
+                return False
+            folder = folder.parent
+        return job.stamp.startswith(f"{folder.stat().st_dev}:")
+    except OSError:
+        return False
+
+
+def is_due(job: FileProcessing, *, now: datetime, longest: timedelta) -> bool:
+    """Say whether a queued job may be worked on now.
+
+    No pause is longer than `longest`: if one seems to be, the clock was set back meanwhile.
+    """
+    if job.status not in QUEUED:
+        return False
+    return job.retry_at is None or not now < job.retry_at <= now + longest

@@ -1,4 +1,4 @@
-"""Watching: a full re-scan finds the files; events are only a wake-up.
+"""Watching: a full re-scan finds the files; events (`pipeline.events`) are only a wake-up.
 
 A file is taken when it is complete by evidence, the strongest first: a marker or
 a manifest beside it; renamed into place; or equal in two looks `settle_seconds`
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import stat
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import structlog
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
 
 from ingestd.pipeline.evidence import DATA_TAILS, Check, Claim, is_marker
 from ingestd.pipeline.ingest import Found, label_of
@@ -29,69 +29,135 @@ from ingestd.pipeline.writers import Writers, writers_of
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+# Names that begin so are our own, and gone in a moment (`pipeline.events`).
+SENTINEL = ".ingestd-probe"
+
+
+class Seen(NamedTuple):
     """One file at one look."""
 
     relative: Path
     stamp: str
     size: int
     mtime_ns: int
+    place: str = ""
+
+
+NOTHING: Mapping[str, Seen] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """All that lay in the inbox at one time; `identity` is the folder's device and inode.
+
+    `markers` are markers and manifests, with their stamps.
+    """
+
+    identity: tuple[int, int]
+    files: list[Seen]
+    folders: list[Path]
+    markers: dict[Path, str]
+
+
+def look_at(root: Path, ignore: Sequence[str], odd: set[str], before: Sequence[Seen] = ()) -> Look:
+    """Look at everything below `root`; files that are as they were `before` cost less.
+
+    Raises:
+        OSError: `root` itself cannot be listed.
+    """
+    status = root.stat()
+    look = Look((status.st_dev, status.st_ino), [], [], {})
+    known = {seen.place: seen for seen in before}
+    look.files.extend(
+        scan(root, ignore, odd, listed=look.folders, markers=look.markers, known=known)
+    )
+    return look
 
 
 def scan(
     root: Path,
     ignore: Sequence[str],
     odd: set[str] | None = None,
+    *,
+    listed: list[Path] | None = None,
     markers: dict[Path, str] | None = None,
+    known: Mapping[str, Seen] = NOTHING,
 ) -> Iterator[Seen]:
     """List the files below `root` that may be ours; never follows links, never blocks.
 
-    What is not taken is logged once each, if the caller keeps `odd`. Markers and manifests are
-    put into `markers` with their stamps.
+    What is not taken is logged once each, if the caller keeps `odd`; folders go to `listed`,
+    markers and manifests with their stamps to `markers`. What is `known` by its place, and
+    still the same, is given again.
 
     Raises:
         OSError: `root` itself cannot be listed.
     """
     odd = set() if odd is None else odd
     markers = {} if markers is None else markers
+    is_ignored = _pattern_of(tuple(ignore)).match
     folders = [Path()]
     while folders:
         folder = folders.pop()
-        try:
-            with os.scandir(root / folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            if folder == Path():
-                raise
-            _say_once(odd, folder, "folder_not_readable", error=str(error), uid=os.geteuid())
-            continue
-        for entry in found:
-            relative = folder / entry.name
-            if any(fnmatch.fnmatch(entry.name, pattern) for pattern in ignore):
+        found = _entries_of(root, folder, odd)
+        if found is not None and listed is not None:
+            listed.append(folder)
+        for entry in found or ():
+            if is_ignored(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                folders.append(relative)
+                folders.append(folder / entry.name)
                 continue
-            seen = _look(entry, relative, odd)
+            seen = _look(entry, folder, odd, known)
             if seen and is_marker(entry.name):
-                markers[relative] = seen.stamp
+                markers[seen.relative] = seen.stamp
             elif seen:
                 yield seen
 
 
-def _look(entry: os.DirEntry[str], relative: Path, odd: set[str]) -> Seen | None:
+def _entries_of(root: Path, folder: Path, odd: set[str]) -> list[os.DirEntry[str]] | None:
+    """List a folder by name; None where it cannot be listed, unless it is `root` itself."""
+    try:
+        with os.scandir(root / folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        if folder == Path():
+            raise
+        # Taken away a moment ago; or unreadable, or deeper than a path may be long.
+        if not isinstance(error, FileNotFoundError):
+            _say_once(odd, folder, "folder_not_readable", error=str(error), uid=os.geteuid())
+        return None
+
+
+@cache
+def _pattern_of(ignore: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern for all: asked for every name at every look."""
+    return re.compile("|".join(map(fnmatch.translate, ignore)) or "(?!)")
+
+
+def _look(
+    entry: os.DirEntry[str], folder: Path, odd: set[str], known: Mapping[str, Seen]
+) -> Seen | None:
     try:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
+    except OSError as error:  # a disk or a network that fails for one file
+        _say_once(odd, folder / entry.name, "file_not_readable", error=str(error))
+        return None
     if not stat.S_ISREG(status.st_mode):
-        _say_once(odd, relative, "not_a_regular_file", mode=stat.filemode(status.st_mode))
+        mode = stat.filemode(status.st_mode)
+        _say_once(odd, folder / entry.name, "not_a_regular_file", mode=mode)
         return None
     if not entry.name.lower().endswith(DATA_TAILS) and not is_marker(entry.name):
-        _say_once(odd, relative, "not_a_csv_or_zip")
+        if not entry.name.startswith(SENTINEL):
+            _say_once(odd, folder / entry.name, "not_a_csv_or_zip")
         return None
-    return Seen(relative, stamp_of(status), status.st_size, status.st_mtime_ns)
+    stamp = stamp_of(status)
+    before = known.get(entry.path)
+    if before is not None and before.stamp == stamp:
+        return before
+    relative = folder / entry.name
+    return Seen(relative, stamp, status.st_size, status.st_mtime_ns, entry.path)
 
 
 def _say_once(odd: set[str], relative: Path, event: str, **details: object) -> None:
@@ -237,71 +303,3 @@ def _is_as_seen(found: Found) -> bool:
         return stamp_of(found.path.stat(follow_symlinks=False)) == found.stamp
     except FileNotFoundError:
         return False
-
-
-class Wakeup(FileSystemEventHandler):
-    """Notes what changed and wakes the loop; does nothing else in watchdog's thread."""
-
-    def __init__(self, root: Path) -> None:
-        """Note events below `root`."""
-        self._root = root
-        self._lock = threading.Lock()
-        self._hints: dict[Path, str] = {}
-        self.woken = threading.Event()
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        """Keep the evidence that an event gives, if any; an exception here would end the thread."""
-        kind = event.event_type
-        if event.is_directory or kind in ("opened", "closed_no_write"):
-            return
-        hint = {"closed": "closed", "moved": "renamed"}.get(kind)
-        if event.is_synthetic:
-            # A folder was moved; what its files are in the middle of, nobody said.
-            hint = None
-        path = event.dest_path if kind == "moved" else event.src_path
-        try:
-            relative = Path(os.fsdecode(path)).relative_to(self._root)
-        except ValueError:
-            return
-        with self._lock:
-            if hint:
-                self._hints[relative] = hint
-            elif kind in ("created", "modified"):
-                # Written again after it was closed: the evidence is gone.
-                self._hints.pop(relative, None)
-        self.woken.set()
-
-    def take_hints(self, still_here: Sequence[Path]) -> dict[Path, str]:
-        """Give the evidence noted so far; forget files that are gone."""
-        here = set(still_here)
-        with self._lock:
-            self._hints = {path: hint for path, hint in self._hints.items() if path in here}
-            return dict(self._hints)
-
-
-class Watcher:
-    """The observer thread of one inbox; without it the re-scan alone does the work."""
-
-    def __init__(self, root: Path, *, with_events: bool) -> None:
-        """Watch `root`, which must exist."""
-        self.wakeup = Wakeup(root)
-        self._observer = Observer() if with_events else None
-        if self._observer is not None:
-            try:
-                self._observer.schedule(self.wakeup, str(root), recursive=True)
-                self._observer.start()
-            except OSError as error:  # inotify limits: scanning goes on
-                log.warning("watching_without_events", path=str(root), error=str(error))
-                self._observer = None
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep until something happens or `seconds` are over; says which."""
-        is_woken = self.wakeup.woken.wait(seconds)
-        self.wakeup.woken.clear()
-        return is_woken
-
-    def stop(self) -> None:
-        """End the observer thread."""
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join(timeout=5)
