@@ -450,7 +450,8 @@ def test_a_writer_that_opens_by_name_again_and_again_loses_no_row(
     assert rows == archived
     jobs = jobs_on(migrated_url)
     read = {job.sha256 for job in jobs if job.status in ("completed", "superseded")}
-    assert read == set(digests(tmp_path / "archive"))
+    # What grew between its commit and its move was read, and read again when it had grown.
+    assert set(digests(tmp_path / "archive")) <= read
     with open_sessions(migrated_url) as sessions:
         with sessions() as session:
             found = session.execute(select(Transaction.tx_id, Transaction.status)).all()
