@@ -470,7 +470,7 @@ def test_no_file_is_put_away_unread_however_often_it_is_replaced(
     """Somebody renames new files over one name all the time; the ledger knows all that left."""
     daemon = start(WATCH__SETTLE_SECONDS="0", WATCH__POLL_SECONDS="0.02")
     path = daemon.inbox / voting.name(8)
-    contents = [csv_of(voting.ballots(8, 3)) for _ in range(400)]
+    contents = [csv_of(voting.ballots(8, 3)) for _ in range(200)]
     rng = random.Random(9)
     # From outside, since a rename inside the inbox is evidence by itself; both must do.
     outside = tmp_path / "outside.csv"
