@@ -80,13 +80,14 @@ class Running:
     folder: Path
     url: str
     settings: dict[str, str]
+    prefix: tuple[str, ...] = ()  # what the program is started by, such as setpriv
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Start it."""
         with (self.folder / "log.jsonl").open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN],
+                [*self.prefix, sys.executable, "-c", RUN],
                 env=environment(self.folder, self.url, **self.settings),
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -8,6 +8,7 @@ costs waiting time, never a file.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import stat
@@ -23,6 +24,7 @@ from watchdog.observers import Observer
 
 from ingestd.pipeline.evidence import DATA_TAILS, Check, Claim, is_marker
 from ingestd.pipeline.ingest import Found, label_of
+from ingestd.pipeline.obstacles import advice, rights
 from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.writers import Writers, writers_of
 
@@ -59,13 +61,17 @@ def scan(
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(root / folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            found = _entries(root / folder)
         except OSError as error:
             if folder == Path():
                 raise
-            _say_once(odd, folder, "folder_not_readable", error=str(error), uid=os.geteuid())
+            place = root / folder
+            details = {**rights(place), "advice": advice(error, place)}
+            _say_once(odd, folder, "folder_not_readable", error=str(error), **details)
             continue
+        if odd and label_of(folder) in odd:
+            odd.discard(label_of(folder))
+            log.info("folder_readable_again", path=label_of(folder))
         for entry in found:
             relative = folder / entry.name
             if any(fnmatch.fnmatch(entry.name, pattern) for pattern in ignore):
@@ -78,6 +84,15 @@ def scan(
                 markers[relative] = seen.stamp
             elif seen:
                 yield seen
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder; one that may be listed but not entered is as bad as one that may not."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    if found and not os.access(folder, os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return found
 
 
 def _look(entry: os.DirEntry[str], relative: Path, odd: set[str]) -> Seen | None:
