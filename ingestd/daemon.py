@@ -24,14 +24,15 @@ from sqlalchemy import Engine
 
 from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.db import make_sessions
-from ingestd.errors import ManifestNotMet, StopRequested, StorageFault
+from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
 from ingestd.models import FileProcessing
-from ingestd.pipeline import ledger, trial
+from ingestd.pipeline import archive, ledger, obstacles, trial
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.leftover import Leftovers
+from ingestd.pipeline.obstacles import Obstacle, Obstacles, Waiting
 from ingestd.pipeline.read import ReadLimits, stamp_of
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.trial import TrialFile
@@ -329,6 +330,10 @@ def _begin(ingest: Ingest) -> None:
         freed = ledger.release_dead(session, now=ingest.clock(), owner=ingest.owner)
     if freed:
         log.info("jobs_taken_over", jobs=freed)
+    if ingest.terms.is_archiving:
+        for folder in (ingest.terms.archive, ingest.terms.quarantine):
+            if swept := archive.sweep(folder):
+                log.info("broken_copies_removed", folder=str(folder), files=swept)
 
 
 @dataclass(slots=True)
@@ -457,6 +462,7 @@ class Daemon:
     absence: Absence = field(default_factory=Absence)
     seen: Sequence[Seen] = ()
     has_more: bool = False
+    obstacles: Obstacles = field(default_factory=Obstacles)
 
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
@@ -517,7 +523,13 @@ class Daemon:
         """Drop the files that are known to be final as they lie there."""
         here = {file.relative: file.stamp for file in seen}
         self.done = {path: stamp for path, stamp in self.done.items() if here.get(path) == stamp}
-        fresh = [file for file in seen if file.relative not in self.done]
+        self.obstacles.forget_others(here.keys(), now := time.monotonic())
+        fresh = [
+            file
+            for file in seen
+            if file.relative not in self.done
+            and not self.obstacles.holds(Waiting(file.relative, file.stamp, file.size), now)
+        ]
         if self.ingest.terms.is_archiving:
             return fresh
         for start in range(0, len(fresh), _STAMPS_ASKED_AT_ONCE):
@@ -532,37 +544,33 @@ class Daemon:
 
     def _take(self, found: Found) -> bool:
         try:
+            status = found.path.stat()
+        except OSError:  # it went, or its folder closed, since it was seen
+            return False
+        file = Waiting(found.relative, stamp_of(status), status.st_size)
+        if self.obstacles.holds(file, time.monotonic()):  # one before it has met the same
+            return False
+        try:
             jobs = self.ingest.take(found)
         except (StopRequested, FileNotFoundError):
             return False
         except ManifestNotMet as unmet:
             self._wait_for_manifest(found, unmet)
             return False
-        except OSError as error:
-            # One file on a bad sector, or an archive that is full, must not
-            # keep all others waiting; it is tried again at every look.
-            self._say_not_taken(found, error)
-            return False
         except StorageFault:
             raise  # that concerns all files
         except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
-            self._say_once(found, "file_not_taken", error=f"{type(error).__name__}: {error}")
+            self._meet(found, file, error)
             return False
         if not jobs:
             return False
+        self.obstacles.pass_(file, time.monotonic())
         self._say_met(found)
         if any(job.status in ("pending", "processing", "failed") for job in jobs):
             return False
         if not self.ingest.terms.is_archiving:
             self.done[found.relative] = found.stamp
         return True
-
-    def _say_not_taken(self, found: Found, error: OSError) -> None:
-        if isinstance(error, PermissionError):
-            mode = _mode_of(found.path)
-            self._say_once(found, "file_not_readable", error=str(error), mode=mode)
-        else:
-            self._say_once(found, "file_not_taken", error=str(error))
 
     def _wait_for_manifest(self, found: Found, unmet: ManifestNotMet) -> None:
         """Said the first time; how it went on is said when it is over."""
@@ -582,17 +590,27 @@ class Daemon:
             times, seconds = waited
             log.info("manifest_met", path=found.label, tries=times + 1, seconds=round(seconds, 1))
 
-    def _say_once(self, found: Found, event: str, **details: object) -> None:
-        if found.label not in self.odd:
-            self.odd.add(found.label)
-            log.warning(event, path=found.label, uid=os.geteuid(), **details)
+    def _meet(self, found: Found, file: Waiting, error: Exception) -> None:
+        """Note what is in the way of one file; it waits, all others go on."""
+        reason, place = error, found.path
+        obstacle = obstacles.not_taken(found.path)
+        if isinstance(error, NotPutAway):
+            reason, place = error.error, error.place
+            obstacle = self._closed_door(error)
+        elif isinstance(error, PermissionError):
+            place = obstacles.culprit(found.path)
+            obstacle = obstacles.not_readable(found.path)
+        told = str(reason) if isinstance(reason, OSError) else f"{type(reason).__name__}: {reason}"
+        details: dict[str, object] = {"path": found.label, "error": told}
+        if isinstance(reason, OSError):
+            details |= {"at": str(place), **obstacles.rights(place)}
+            details["advice"] = obstacles.advice(reason, place)
+        self.obstacles.meet(obstacle, file, time.monotonic(), **details)
 
-
-def _mode_of(path: Path) -> str:
-    try:
-        return oct(path.stat().st_mode & 0o7777)
-    except OSError:
-        return "?"
+    def _closed_door(self, held: NotPutAway) -> Obstacle:
+        watch = self.settings.watch
+        names = {watch.archive: "archive", watch.quarantine: "quarantine"}
+        return obstacles.not_put_away(names.get(held.folder, "inbox"), held.folder, held.error)
 
 
 def run(

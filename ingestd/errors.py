@@ -5,6 +5,7 @@
     ├── FileChanged               the attempt: undone, the new bytes are read anew
     ├── FileVanished              the job: its file was taken away
     ├── ManifestNotMet            time: the file is not complete yet
+    ├── NotPutAway                nothing: its rows are in the tables, it waits where it lies
     ├── StopRequested             nothing: the job is handed back at its checkpoint
     ├── LostClaim                 nothing: another worker has the job
     ├── SchemaMismatch            the daemon: the database must be upgraded first
@@ -14,6 +15,8 @@ A bad row is not an error but a value (`pipeline.validate.Reject`).
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class IngestError(Exception):
@@ -60,6 +63,18 @@ class ManifestNotMet(IngestError):
         self.what = what
         self.expected = expected
         self.found = found
+
+
+class NotPutAway(IngestError):
+    """A file is done with, but the inbox will not let it go, or the archive will not take it."""
+
+    def __init__(self, path: Path, folder: Path, place: Path, error: OSError) -> None:
+        """Name the file, the folder concerned, where below it the refusal was, and what it was."""
+        super().__init__(f"{path} stays where it is: {error}; it is moved once {place} is mended")
+        self.path = path
+        self.folder = folder
+        self.place = place
+        self.error = error
 
 
 class StopRequested(IngestError):

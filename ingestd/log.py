@@ -6,6 +6,7 @@ reverse the reading direction. Values that look like passwords are hidden.
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -36,19 +37,19 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
 
     `auto` is console on a terminal and JSON lines elsewhere.
     """
-    stream = stream or sys.stderr
-    is_console = format == "console" or (format == "auto" and stream.isatty())
-    finish = _console(colors=stream.isatty()) if is_console else _json_lines()
+    there: TextIO | None = stream or sys.stderr
+    is_terminal = there is not None and there.isatty()
+    is_console = format == "console" or (format == "auto" and is_terminal)
+    finish = _console(colors=is_terminal) if is_console else _json_lines()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Through the standard library, because its handler survives a full disk and a closed
-    # pipe: a line that can't be written must not stop the ingest. Nor is there any use in its
-    # traceback, which goes to the same full disk, and unescaped.
+    # Nor is there any use in a traceback of the log itself, which goes to the same full disk,
+    # and unescaped.
     logging.raiseExceptions = False
-    handler = logging.StreamHandler(stream)
+    handler = _WholeLines(there) if there is not None else _nowhere()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -70,6 +71,62 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
+
+
+def _nowhere() -> logging.Handler:
+    """For a daemon that was started without a standard error."""
+    # Takes its free number, lest the database get it: C libraries write to number 2.
+    os.open(os.devnull, os.O_WRONLY)
+    return logging.NullHandler()
+
+
+class _WholeLines(logging.StreamHandler[TextIO]):
+    """Writes lines whole or not at all, and never stops the ingest.
+
+    While the disk is full or the pipe closed, lines are lost; the first that can be
+    written again is behind one that says how many.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lost = 0
+        self._is_torn = False
+        try:
+            self._file: int | None = stream.fileno()
+        except (OSError, AttributeError):  # in memory
+            self._file = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (self._lost and not self._confess()) or not self._write(record):
+            self._lost += 1
+
+    def _confess(self) -> bool:
+        lost, self._lost = self._lost, 0
+        structlog.get_logger().error("log_lines_lost", lines=lost)
+        if not self._lost:
+            return True
+        self._lost = lost
+        return False
+
+    def _write(self, record: logging.LogRecord) -> bool:
+        try:
+            line = self.format(record) + self.terminator
+            if self._file is None:
+                self.stream.write(line)
+                self.flush()
+            else:
+                self._write_to(self._file, line.encode(errors="backslashreplace"))
+        except Exception:  # noqa: BLE001 - whatever it is, it is the log's trouble alone
+            return False
+        return True
+
+    def _write_to(self, file: int, line: bytes) -> None:
+        """Past Python's buffers, which would give out the rest of a torn line later."""
+        if self._is_torn:
+            line = b"\n" + line
+        while line:
+            line = line[os.write(file, line) :]
+            self._is_torn = bool(line)
 
 
 def escape(text: str) -> str:

@@ -620,7 +620,7 @@ def test_a_rename_inside_the_inbox_completes_a_file_at_once(
 
 
 @pytest.mark.promise(1)
-@pytest.mark.parametrize("step", ["moved", "put away"])
+@pytest.mark.parametrize("step", ["moved"])
 def test_a_kill_between_a_file_and_its_marker_leaves_nothing_stuck(
     start: Start, sqlite_url: str, voting: Voting, tmp_path: Path, did: Did, step: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from ingestd.pipeline import stats
 from ingestd.pipeline.ingest import Found, Ingest
 from ingestd.pipeline.load import Loaded, load_batch
 from ingestd.pipeline.sightings import FileRef
+from ingestd.pipeline.step import Step
 from ingestd.pipeline.validate import Record
 
 from .conftest import Clock, DropFile, Simulated, Voting, csv_of, rolled_back, tx_of, zip_of
@@ -797,54 +797,26 @@ def test_a_queued_file_with_a_name_that_is_no_text_has_not_vanished(
     assert ("completed", 20) == (job.status, job.rows_stored)
 
 
-def test_a_full_archive_leaves_the_file_and_its_rows_where_they_are(
-    sessions: Sessions,
-    ingest: Ingest,
-    drop_file: DropFile,
-    voting: Voting,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """The rows are committed; the file is put away when there is room again."""
-    found = drop_file(voting.name(8), voting.ballots(8, 2))
-
-    def full(*_arguments: object, **_named: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ingestd.pipeline.archive.put_away", full)
-        with pytest.raises(OSError, match="No space"):
-            ingest.take(found)
-    assert ("completed", 4) == (the(sessions, found.label).status, count(sessions, Transaction))
-    assert found.path.exists()
-    (job,) = ingest.take(found)
-    assert ("completed", 4) == (job.status, job.rows_stored)
-    assert (tmp_path / "archive" / found.relative).exists()
-    assert 1 == len(jobs_of(sessions))
+class Crashed(BaseException):
+    """The program ends here."""
 
 
 def test_a_crash_before_the_move_to_quarantine_leaves_one_reason(
-    ingest: Ingest,
-    drop_file: DropFile,
-    voting: Voting,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    ingest: Ingest, drop_file: DropFile, voting: Voting, tmp_path: Path
 ) -> None:
     """The reason is there before the file is, and the next start does not write it twice."""
     found = drop_file(voting.name(8), ["torn"] * 30)
-    move = Path.rename
 
-    def broken(path: Path, target: Path) -> Path:
-        if path == found.path:
-            raise OSError(errno.EIO, "Input/output error")
-        return move(path, target)
+    def crash(step: Step) -> None:
+        if step == Step.EXPLAINED:
+            raise Crashed
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", broken)
-        with pytest.raises(OSError, match="Input/output"):
-            ingest.take(found)
+    ingest.on_step = crash
+    with pytest.raises(Crashed):
+        ingest.take(found)
     reason = f"{found.relative}.reason.txt"
     assert [reason] == [path.name for path in (tmp_path / "quarantine").iterdir()]
+    ingest.on_step = lambda _step: None
     ingest.take(found)
     names = {path.name for path in (tmp_path / "quarantine").iterdir()}
     assert {str(found.relative), reason} == names

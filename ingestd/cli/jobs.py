@@ -249,7 +249,7 @@ def retry(
     from ingestd.cli.database import opened
     from ingestd.config import ConfigError
     from ingestd.db import make_sessions
-    from ingestd.errors import FileVanished, LostClaim
+    from ingestd.errors import IngestError
 
     if bool(job_ids) == is_all:
         raise ConfigError("name jobs, or say --all-quarantined")
@@ -264,7 +264,7 @@ def retry(
             try:
                 with sessions.begin() as session:
                     path = _ask_again(session, id_)
-            except (LostClaim, FileVanished, OSError) as error:
+            except (IngestError, OSError) as error:
                 complain(str(error))
                 refused += 1
             else:
@@ -317,7 +317,7 @@ def _ask_again(session: Session, id_: uuid.UUID) -> Path:
 def _put_back(job: FileProcessing) -> Path:
     """Move the file of a job from where it was put away to where the job says it lies."""
     from ingestd.errors import FileVanished
-    from ingestd.pipeline.archive import put_away
+    from ingestd.pipeline import archive
 
     home = Path(job.root) / job.path
     if home.exists():
@@ -329,7 +329,7 @@ def _put_back(job: FileProcessing) -> Path:
             f"{job.id}: its file is not at {home} {place}; put it into the inbox again, "
             "which is all that is needed"
         )
-    return put_away(away, Path(job.root), Path(job.path))
+    return archive.put_away_as(away, home, folder=Path(job.root))
 
 
 def make_current(flags: Flags, job_id: JobId) -> None:

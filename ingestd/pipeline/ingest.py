@@ -9,6 +9,7 @@ file that fits one batch is one commit. The source is touched only afterwards.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import traceback
 import uuid
@@ -31,6 +32,7 @@ from ingestd.errors import (
     IngestError,
     LostClaim,
     ManifestNotMet,
+    NotPutAway,
     StopRequested,
     StorageFault,
 )
@@ -98,6 +100,8 @@ class Attempt:
     books: Books
     touched: Touched
     first_rejects: list[Reject] = field(default_factory=list)
+    # Where a bare CSV will be put; a ZIP's way is known when all of its members are done.
+    goes_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,6 @@ class Ingest:
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
     on_step: Callable[[Step], None] = lambda _step: None
-    # Files that left the inbox while the database could not be told; it is told at the next look.
-    _moved: list[tuple[list[FileProcessing], Path]] = field(default_factory=list)
 
     def take(self, found: Found) -> list[FileProcessing]:
         """Take one file all the way; returns its jobs as they now stand.
@@ -438,6 +440,9 @@ class Ingest:
             max_json_depth=self.terms.max_json_depth,
             raw_text_bytes=self.terms.raw_text_bytes,
         )
+        if self.terms.is_archiving and not csv.steps:
+            wanted = self.terms.archive / source.path.relative_to(job.root)
+            attempt.goes_to = label_of(archive.free_name(wanted))
         with source.open(csv) as stream:
             self.on_step(Step.OPENED)
             rows = RowReader(
@@ -554,7 +559,14 @@ class Ingest:
         _hold_bytes(session, job.sha256)
         twins = ledger.twins_of(session, job)
         _refuse_misnamed(job, twins)
-        ledger.complete(session, job, now=now, encoding=encoding, seconds=seconds)
+        ledger.complete(
+            session,
+            job,
+            now=now,
+            encoding=encoding,
+            seconds=seconds,
+            goes_to=attempt.goes_to,
+        )
         self.on_step(Step.COMPLETED)
         publications = ledger.publications_of(session, job)
         if len(publications) > 1:
@@ -705,8 +717,6 @@ class Ingest:
 
     def note_missing(self, root: Path) -> int:
         """Close the queued jobs of a root whose files were taken away; how many."""
-        with database_at_work():
-            self._note_moved()
         return self._let_go(root, ledger.is_gone)
 
     def _let_go(
@@ -736,35 +746,93 @@ class Ingest:
         """Move the source once none of its jobs asks for work any more."""
         if not self.terms.is_archiving or any(job.status not in PUT_AWAY for job in jobs):
             return jobs
+        if not source.is_unchanged():
+            return jobs
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
         reason = self._reasons(refused) if refused else ()
-        with writers_kept_out(found.path) as writers:
-            # Whoever writes it now writes what was never read: it stays, and is looked at anew.
-            if writers is Writers.SOME or not source.is_unchanged():
-                return jobs
-            target = archive.put_away(
-                found.path, folder, found.relative, reason=reason, on_step=self.on_step
-            )
-        if not is_moved_unchanged(source.stamp, target):
+        try:
+            target, is_renamed = self._move(found, source, folder, jobs, reason)
+        except FileChanged:  # what was never read stays, and is looked at anew
+            return jobs
+        if is_renamed and not is_moved_unchanged(source.stamp, target):
             home = archive.put_back(target, found.path)
+            self._note_archived(jobs, None)
             log.warning("file_changed_while_put_away", path=found.label, put_back=label_of(home))
             return jobs
-        self._moved.append((jobs, target))
-        self._note_moved()
-        self.on_step(Step.PUT_AWAY)
         # Last, since a file without its marker might wait for one for ever.
         if found.claim:
             archive.put_beside([found.root / path for path in found.claim.beside], target)
         return jobs
 
-    def _note_moved(self) -> None:
-        """Write down where files went; what the database was not told stays to be told."""
-        if self._moved:
-            with self.sessions.begin() as session:
-                for jobs, target in self._moved:
-                    ledger.note_archived(session, jobs, label_of(target))
-            self._moved.clear()
+    def _move(
+        self,
+        found: Found,
+        source: Source,
+        folder: Path,
+        jobs: list[FileProcessing],
+        reason: Sequence[str],
+    ) -> tuple[Path, bool]:
+        """Move a file below a folder by a free name, which its jobs say beforehand.
+
+        Returns where it went, and whether by a rename.
+
+        Raises:
+            FileChanged: it stays, since somebody writes it, or has.
+        """
+        wanted = folder / found.relative
+        copy = self._copy_of(found, jobs, wanted)
+        if copy is not None:
+            with _kept_unchanged(source):
+                archive.finish(found.path)
+            return copy, False
+        while True:
+            target = archive.free_name(wanted)
+            # The lease last: a writer that it keeps waiting goes on in the moved file.
+            with self._addressed(jobs, target), _kept_unchanged(source):
+                return target, archive.put_away(
+                    found.path, target, folder=folder, reason=reason, on_step=self.on_step
+                )
+
+    @contextmanager
+    def _addressed(self, jobs: list[FileProcessing], target: Path) -> Iterator[None]:
+        """Let the jobs say where their file goes before it goes: a kill between leaves no doubt.
+
+        A CSV's job has said so when it was completed: the less time between its last look and its
+        move, the better. A name that was taken a moment ago ends the block without an error.
+        """
+        before = jobs[0].archived_to
+        if any(job.archived_to != label_of(target) for job in jobs):
+            self._note_archived(jobs, label_of(target))
+        self.on_step(Step.ADDRESSED)
+        try:
+            yield
+        except FileExistsError:
+            self._note_archived(jobs, None)
+        except (LostClaim, FileVanished):  # another process is moving it, or has: it said where
+            if not os.path.lexists(target):
+                self._note_archived(jobs, before)
+            raise
+        except (NotPutAway, FileChanged):
+            if not os.path.lexists(target):
+                self._note_archived(jobs, None)
+            raise
+
+    def _note_archived(self, jobs: list[FileProcessing], target: str | None) -> None:
+        with self.sessions.begin() as session:
+            ledger.note_archived(session, jobs, target)
+
+    @staticmethod
+    def _copy_of(found: Found, jobs: list[FileProcessing], wanted: Path) -> Path | None:
+        """Give the copy of a file that was moved but for the last step, by a process now gone.
+
+        Its jobs name it; only in the ledger does that differ from the same bytes dropped twice.
+        """
+        for label in {job.archived_to for job in jobs}:
+            for target in ledger.paths_meant(label or ""):
+                if target.parent == wanted.parent and archive.is_copy(found.path, target):
+                    return target
+        return None
 
     def _reasons(self, refused: list[FileProcessing]) -> list[str]:
         lines = ["ingestd refused this file; nothing of what is named here was stored.", ""]
@@ -906,6 +974,19 @@ def _is_newly_claimed(found: Found, jobs: Iterable[FileProcessing]) -> bool:
     if found.claim is None or not found.claim.checks:
         return False
     return any(job.status in QUEUED and job.evidence != found.evidence for job in jobs)
+
+
+@contextmanager
+def _kept_unchanged(source: Source) -> Iterator[None]:
+    """Keep writers out for the time of the block.
+
+    Raises:
+        FileChanged: one was quicker.
+    """
+    with writers_kept_out(source.path) as writers:
+        if writers is Writers.SOME or not source.is_unchanged():
+            raise FileChanged(str(source.path))
+        yield
 
 
 def _is_still(source: Source) -> bool:

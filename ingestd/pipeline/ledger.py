@@ -6,17 +6,18 @@ the table in `job_state`, and by the database (`UPDATE … WHERE status = old`).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnDefault, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnDefault, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -32,6 +33,7 @@ _NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
 _MOST_ERROR_CHARACTERS = 2_000
 _DEAD = "dead"
 _OWNER = re.compile(r"(.*?):(\d+)(?::(\d+))?")
+_IDS_AT_ONCE = 1_000  # databases limit the parameters of a statement
 _SPELT_OUT = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -284,6 +286,8 @@ def _whereabouts(delivery: Delivery) -> dict[str, Any]:
         "mtime": delivery.mtime,
         "container_sha256": delivery.container_sha256,
         "evidence": delivery.evidence,
+        # Lies there now, wherever the same bytes were put when they last came.
+        "archived_to": None,
     }
 
 
@@ -425,9 +429,15 @@ def add_rejects(session: Session, job: FileProcessing, rejects: Sequence[validat
 
 
 def complete(
-    session: Session, job: FileProcessing, *, now: datetime, encoding: str, seconds: float
+    session: Session,
+    job: FileProcessing,
+    *,
+    now: datetime,
+    encoding: str,
+    seconds: float,
+    goes_to: str | None,
 ) -> None:
-    """Close the books of a job whose last batch is in this commit."""
+    """Close the books of a job whose last batch is in this commit, and say where its file goes."""
     rows_a_second = job.rows_read / seconds if seconds > 0 else None
     done = {
         "finished_at": now,
@@ -436,6 +446,7 @@ def complete(
         "owner": None,
         "lease_until": None,
         "retry_at": None,
+        "archived_to": goes_to,
     }
     move(session, job, JobState.COMPLETED, **done)
 
@@ -663,13 +674,30 @@ def vanish(session: Session, job: FileProcessing, *, now: datetime) -> None:
     move(session, job, JobState.VANISHED, finished_at=now, owner=None, lease_until=None)
 
 
-def note_archived(session: Session, jobs: Iterable[FileProcessing], target: str) -> None:
-    """Note where a file was put after its commit."""
-    session.execute(
-        update(FileProcessing)
-        .where(FileProcessing.id.in_([job.id for job in jobs]))
-        .values(archived_to=target)
-    )
+def note_archived(session: Session, jobs: Sequence[FileProcessing], target: str | None) -> None:
+    """Note where a file is about to be put after its commit, or that it was not put there.
+
+    Of two processes that saw the same jobs one may move the file.
+
+    Raises:
+        LostClaim: another process has noted something since these jobs were read.
+    """
+    seen = {job.archived_to for job in jobs}
+    known = FileProcessing.archived_to.in_(seen - {None})
+    is_as_seen = or_(known, FileProcessing.archived_to.is_(None)) if None in seen else known
+    for start in range(0, len(jobs), _IDS_AT_ONCE):
+        ids = {job.id for job in jobs[start : start + _IDS_AT_ONCE]}
+        result = session.execute(
+            update(FileProcessing)
+            .where(FileProcessing.id.in_(ids), is_as_seen)
+            .values(archived_to=target)
+            .execution_options(synchronize_session=False)
+        )
+        if result.rowcount != len(ids):  # type: ignore[attr-defined]  # an UPDATE always has a count
+            message = f"the file of job {jobs[0].id} is being put away by somebody else"
+            raise LostClaim(message)
+    for job in jobs:
+        _now_holds(job, archived_to=target)
 
 
 def queued_under(session: Session, root: str, path: str | None = None) -> list[FileProcessing]:
@@ -698,17 +726,17 @@ def last_at(session: Session, root: str, paths: Sequence[str]) -> dict[str, list
 
 
 def is_there(job: FileProcessing) -> bool:
-    r"""Look whether the very file of a job still lies where it was found.
-
-    `path` is a label: a byte that is not UTF-8 stands there spelt out, as `\xe9`.
-    """
-    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), job.path.encode())
-    for label in (job.path.encode(), meant):
+    """Look whether the very file of a job still lies where it was found."""
+    for path in paths_meant(job.path):
         try:
-            if stamp_of(Path(job.root, os.fsdecode(label)).stat()) == job.stamp:
+            if stamp_of(Path(job.root, path).stat()) == job.stamp:
                 return True
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            # A folder that may not be entered hides the file, it does not take it away.
+            if error.errno != errno.ENAMETOOLONG:
+                return True
     return False
 
 
@@ -728,6 +756,13 @@ def is_gone(job: FileProcessing) -> bool:
         return job.stamp.startswith(f"{folder.stat().st_dev}:")
     except OSError:
         return False
+
+
+def paths_meant(label: str) -> Iterator[Path]:
+    r"""Give the paths that a label may stand for: itself, and with `\xe9` as the byte it spells."""
+    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), label.encode())
+    for path in {label.encode(): None, meant: None}:
+        yield Path(os.fsdecode(path))
 
 
 def is_due(job: FileProcessing, *, now: datetime, longest: timedelta) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.orm import Session, sessionmaker
 
+from ingestd.errors import IngestError
 from ingestd.job_state import PUT_AWAY
 from ingestd.models import FileProcessing
 from ingestd.pipeline import archive, ledger
@@ -80,8 +81,8 @@ class Leftovers:
 
     def _put_away(self, marker: Path) -> None:
         try:
-            archive.put_away(self.root / marker, self.archive, marker)
-        except OSError as error:
+            archive.put_away_as(self.root / marker, self.archive / marker, folder=self.archive)
+        except IngestError as error:
             log.warning("marker_not_put_away", path=label_of(marker), error=str(error))
 
     def _say_missing(self, marker: Path, missing: list[str]) -> None:

@@ -320,11 +320,9 @@ def stamp_of(status: os.stat_result) -> str:
 def is_moved_unchanged(stamp: str, target: Path) -> bool:
     """Say whether what lies at `target` is the file of `stamp` as it was before its rename.
 
-    A rename changes the ctime by itself; a copy on another file system cannot be told by this.
+    A rename changes the ctime by itself.
     """
     there = stamp_of(target.stat(follow_symlinks=False))
-    if there.split(":", 1)[0] != stamp.split(":", 1)[0]:
-        return True
     return there.rsplit(":", 1)[0] == stamp.rsplit(":", 1)[0]
 
 

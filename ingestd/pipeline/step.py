@@ -29,7 +29,7 @@ class Step(StrEnum):
     UNDONE = "undone"  # what a file unfit left is out of the tables, in a commit
     QUARANTINED = "quarantined"  # its job says why, in that commit
     REFUSED = "refused"  # and committed
+    ADDRESSED = "addressed"  # its jobs say where the file is about to go, committed
     EXPLAINED = "explained"  # the reason file lies in the quarantine
     COPIED = "copied"  # a copy lies on the other file system, still under a name of its own
-    MOVED = "moved"  # the source has left the inbox
-    PUT_AWAY = "put away"  # and its jobs say where it is
+    MOVED = "moved"  # the source has left the inbox; only its markers are still there

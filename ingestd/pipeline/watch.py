@@ -8,6 +8,7 @@ costs waiting time, never a file.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
@@ -23,6 +24,7 @@ import structlog
 
 from ingestd.pipeline.evidence import DATA_TAILS, Check, Claim, is_marker
 from ingestd.pipeline.ingest import Found, label_of
+from ingestd.pipeline.obstacles import advice, rights
 from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.writers import Writers, writers_of
 
@@ -116,16 +118,30 @@ def scan(
 
 def _entries_of(root: Path, folder: Path, odd: set[str]) -> list[os.DirEntry[str]] | None:
     """List a folder by name; None where it cannot be listed, unless it is `root` itself."""
+    place = root / folder
     try:
-        with os.scandir(root / folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+        found = _entries(place)
     except OSError as error:
         if folder == Path():
             raise
         # Taken away a moment ago; or unreadable, or deeper than a path may be long.
         if not isinstance(error, FileNotFoundError):
-            _say_once(odd, folder, "folder_not_readable", error=str(error), uid=os.geteuid())
+            details = {**rights(place), "advice": advice(error, place)}
+            _say_once(odd, folder, "folder_not_readable", error=str(error), **details)
         return None
+    if odd and label_of(folder) in odd:
+        odd.discard(label_of(folder))
+        log.info("folder_readable_again", path=label_of(folder))
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder; one that may be listed but not entered is as bad as one that may not."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    if found and not os.access(folder, os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return found
 
 
 @cache
