@@ -638,7 +638,9 @@ def test_a_database_that_is_away_burns_no_attempt(
     ingest.terms = replace(ingest.terms, batch_rows=5)
     found = drop_file(voting.name(8), voting.ballots(8, 10))
     breaks = Breaks(monkeypatch, at=lambda call, _line: call == 3)
-    breaks.error = OperationalError("INSERT", {}, sqlite3.OperationalError("disk I/O error"))
+    told = sqlite3.OperationalError("disk I/O error")
+    told.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    breaks.error = OperationalError("INSERT", {}, told)
     with pytest.raises(StorageFault):
         ingest.take(found)
     assert (0, 10) == (the(sessions, found.label).attempts, the(sessions, found.label).rows_read)
