@@ -71,8 +71,9 @@ def test_sigterm_in_a_file_stops_at_a_batch_and_the_next_start_goes_on(
         assert [] == unsound(sessions)
 
 
+@pytest.mark.promise(32)
 def test_a_queued_file_that_was_deleted_has_vanished(
-    start: Start, sqlite_url: str, long_file: tuple[str, bytes], tmp_path: Path
+    start: Start, sqlite_url: str, long_file: tuple[str, bytes], tmp_path: Path, did: Did
 ) -> None:
     """One log line, no row left, nothing stuck."""
     name, content = long_file
@@ -88,6 +89,7 @@ def test_a_queued_file_that_was_deleted_has_vanished(
     assert [(name, "vanished", 0)] == states_on(sqlite_url)
     with open_sessions(sqlite_url) as sessions, sessions() as session:
         assert [] == list(session.scalars(select(Transaction.id)))
+    did("a half-read file deleted before a restart", faults=1)
 
 
 @pytest.mark.promise(29)

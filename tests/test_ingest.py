@@ -36,7 +36,7 @@ from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.validate import Record
 
-from .conftest import Clock, DropFile, Simulated, Voting, csv_of, rolled_back, tx_of, zip_of
+from .conftest import Clock, Did, DropFile, Simulated, Voting, csv_of, rolled_back, tx_of, zip_of
 from .oracle import snapshot, unsound, untrue
 
 REAL_CONTRACT = "C2PNTNPsNdVycjJs7BRD7aixkmPPbxj7PWjCxbo7ikC4"
@@ -705,6 +705,7 @@ def test_a_clock_that_was_set_back_does_not_keep_a_failed_file_waiting(
     drop_file: DropFile,
     voting: Voting,
     clock: Clock,
+    did: Did,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It failed in a year that is yet to come; nobody waits for that year."""
@@ -716,6 +717,7 @@ def test_a_clock_that_was_set_back_does_not_keep_a_failed_file_waiting(
     clock.advance(-365 * 86_400)
     (job,) = ingest.take(found)
     assert ("completed", 20) == (job.status, job.rows_stored)
+    did("a clock set back by a year after a failure", faults=1)
 
 
 def test_a_file_that_failed_once_goes_on_at_its_checkpoint(

@@ -17,6 +17,7 @@ import logging
 import os
 import secrets
 import threading
+import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,8 +89,9 @@ class Wakeup(FileSystemEventHandler):
         if not path.startswith(self._root):
             return
         relative = path.removeprefix(self._root)
-        if relative.startswith(SENTINEL):
-            self.sentinel = relative
+        name = relative.rpartition("/")[2]
+        if name.startswith(SENTINEL):  # by way of a mount it may seem to lie deeper
+            self.sentinel = name
             return
         noted = Path(relative)
         with self._lock:
@@ -472,6 +474,8 @@ def _is_alive(observer: BaseObserver) -> bool:
 
 
 def _observer_of(wakeup: Wakeup, root: Path) -> BaseObserver:
+    # Said of every folder that is watched by two ways, or that an overflow made it watch again.
+    warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning)
     observer = Observer()
     try:
         observer.schedule(wakeup, str(root), recursive=True)
