@@ -231,10 +231,14 @@ def _record_duplicate(
     session: Session, delivery: Delivery, original: FileProcessing, now: datetime
 ) -> FileProcessing:
     place = (original.root, original.path, original.member)
-    if place == (delivery.root, delivery.path, delivery.member) and not original.archived_to:
-        # The very file, still there: touched, or left by setting, or by a crash.
-        _point_at(session, original, delivery)
-        return original
+    if place == (delivery.root, delivery.path, delivery.member):
+        if original.stamp == delivery.stamp:
+            # The very file, done by another process since we looked at it.
+            return original
+        if not original.archived_to:
+            # The very file, still there: touched, or left by setting, or by a crash.
+            _point_at(session, original, delivery)
+            return original
     key = _own_id(delivery)
     job = session.get(FileProcessing, key)
     if job is None:
