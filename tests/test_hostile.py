@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, make_url, select, text
+from sqlalchemy import event, func, make_url, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.models import (
+    Alert,
     Constituency,
     FileProcessing,
     HourlyStats,
@@ -431,6 +432,30 @@ def test_a_file_may_touch_so_many_hours(
         assert [0, 0] == count(sessions, Transaction, HourlyStats)
     assert [] == unsound(sessions)
     did("30 hours", files=1)
+
+
+@pytest.mark.promise(18)
+def test_many_operations_nobody_knows_cost_later_files_nothing(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, did: Did
+) -> None:
+    """Each has its alert; a later file does not ask for them one by one."""
+    asked: list[str] = []
+    engine = sessions.kw["bind"]
+    event.listen(engine, "before_cursor_execute", lambda *about: asked.append(about[2]))
+    numbers = []
+    for hour, rows in (
+        (8, voting.ballots(8, 2)),
+        (9, [voting.row(f"operation {number}", 540) for number in range(300)]),
+        (10, voting.ballots(10, 2)),
+    ):
+        asked.clear()
+        (job,) = ingest.take(drop_file(voting.name(hour), rows))
+        assert ("completed", len(rows)) == (job.status, job.rows_stored)
+        numbers.append(len(asked))
+    assert [300] == count(sessions, Alert)
+    assert max(numbers[1:]) < numbers[0] + 20
+    assert [] == unsound(sessions)
+    did("300 unknown operations", rows=300)
 
 
 LIMITS: dict[str, tuple[dict[str, Any], bytes]] = {
