@@ -902,7 +902,7 @@ def test_nothing_in_a_file_forges_a_log_line(
         env=environment(tmp_path, migrated_url),
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     logged = done.stderr.decode()
     lines = logged.rstrip("\n").split("\n")
@@ -941,7 +941,7 @@ def asked_in_a_terminal(commands: list[list[str]], env: dict[str, str]) -> str:
         if not block:
             break
         blocks.append(block)
-    assert 0 == process.wait(timeout=60)
+    assert 0 == process.wait(timeout=300)
     os.close(ours)
     shown = b"".join(blocks).decode().replace("\r\n", "\n")
     return re.sub(r"\x1b\[[0-9;]*m", "", shown)
@@ -952,7 +952,7 @@ def test_nothing_in_a_file_forges_a_terminal(
     sqlite_url: str, inbox: Path, voting: Voting, tmp_path: Path, did: Did
 ) -> None:
     """The real command line, to a pipe and to a terminal; markup stays text, a cell no formula."""
-    env = environment(tmp_path, sqlite_url, COLUMNS="4000", TERM="xterm-256color")
+    env = environment(tmp_path, sqlite_url, COLUMNS="1500", TERM="xterm-256color")
     drop_forgeries(inbox, voting)
     run_once(tmp_path, sqlite_url)
     ids = [str(job.id) for job in jobs_on(sqlite_url)]
@@ -963,7 +963,7 @@ def test_nothing_in_a_file_forges_a_terminal(
         env=env,
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     # But `once`, whose progress bar moves the cursor.
     in_terminal = [command for command in commands if command != ["once"]]
@@ -979,7 +979,7 @@ def test_nothing_in_a_file_forges_a_terminal(
         env=env,
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     cells = [cell for row in csv.reader(io.StringIO(sheet.stdout.decode())) for cell in row]
     assert [] == [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
