@@ -8,9 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick reliability lint format check migrations-check wheel-smoke clean
+.PHONY: help demo test quick reliability fuzz lint format check migrations-check wheel-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,11 @@ quick: $(READY)  ## the tests without the slow ones
 
 reliability: $(READY)  ## every promise with its long campaigns (an hour or more); writes docs/reliability.md
 	$(BIN)/python -m tests.reliability --workers $(WORKERS)
+
+fuzz: $(READY)  ## look for input that breaks a claim, SECONDS=60 for each target; needs Python 3.11
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	for target in names rows zips; do \
+		$(BIN)/python -m tests.fuzz.run $$target $(SECONDS) || exit 1; done
 
 lint: $(READY)  ## ruff, mypy, import contracts
 	$(BIN)/ruff check
@@ -46,7 +52,7 @@ wheel-smoke: $(READY)  ## build the wheel, install it elsewhere, ingest simulate
 	.ci/run wheel
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Built anew when pyproject.toml changes, else not touched.

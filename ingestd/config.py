@@ -245,7 +245,18 @@ class Limits(BaseModel):
 
     model_config = _SECTION
 
-    max_line_bytes: int = Field(default=64 * MIB, ge=1, description="The longest line.")
+    max_line_bytes: int = Field(
+        default=64 * MIB,
+        ge=1,
+        le=256 * MIB,
+        description="The longest line. A row in work takes some eight times its length in memory.",
+    )
+    max_field_bytes: int = Field(
+        default=32 * MIB,
+        ge=1,
+        le=256 * MIB,  # PostgreSQL has no longer string in JSON
+        description="The longest column of a row; a voters list stands in two of them.",
+    )
     max_member_bytes: int = Field(
         default=200 * GB, ge=1, description="The largest CSV inside a ZIP, unpacked."
     )
@@ -255,7 +266,20 @@ class Limits(BaseModel):
     max_nesting: int = Field(
         default=3, ge=1, description="How deep ZIPs may lie in ZIPs, the outermost one counted."
     )
-    max_members: int = Field(default=100_000, ge=1, description="Members of one ZIP.")
+    max_members: int = Field(
+        default=100_000,
+        ge=1,
+        description="Members of one ZIP, with those of the ZIPs inside it.",
+    )
+    max_name_bytes: int = Field(
+        default=4096, ge=1, description="The longest name of a ZIP's member, with its folders."
+    )
+    max_hours: int = Field(
+        default=20_000,
+        ge=1,
+        description="Different hours that the rows of one file may lie in. Each is recounted in "
+        "one commit; a whole voting has some hundred.",
+    )
     max_manifest_bytes: int = Field(
         default=16 * MIB, ge=1, description="A longer marker or manifest is ignored."
     )

@@ -93,6 +93,7 @@ def read_limits(settings: Settings) -> ReadLimits:
         max_ratio=limits.max_ratio,
         max_nesting=limits.max_nesting,
         max_members=limits.max_members,
+        max_name_bytes=limits.max_name_bytes,
     )
 
 
@@ -106,6 +107,8 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         max_reject_ratio=settings.ingest.max_reject_ratio,
         max_entries=settings.limits.max_entries,
         max_json_depth=settings.limits.max_json_depth,
+        max_field_bytes=settings.limits.max_field_bytes,
+        max_hours=settings.limits.max_hours,
         raw_text_bytes=settings.limits.raw_text_bytes,
         attempts=settings.ingest.attempts,
         retry_seconds=settings.ingest.retry_seconds,

@@ -193,17 +193,25 @@ def test_a_rollback_that_comes_before_its_row_takes_it_off_the_chain(
 # The error budget ---------------------------------------------------------------------------
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("batch_rows", [5_000, 7])
 def test_a_file_at_the_error_budget_passes(
-    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, batch_rows: int
+    sessions: Sessions,
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    batch_rows: int,
+    did: Did,
 ) -> None:
     """Twenty bad rows are borne in any file."""
     ingest.terms = replace(ingest.terms, batch_rows=batch_rows)
     (job,) = ingest.take(drop_file(voting.name(8), [*voting.ballots(8, 20), *["torn"] * 20]))
     assert ("completed", 40, 20) == (job.status, job.rows_stored, job.rows_rejected)
     assert [] == unsound(sessions)
+    did("20 bad rows of 60", files=1)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("batch_rows", [5_000, 7])
 def test_a_file_over_the_error_budget_leaves_nothing_behind(
     sessions: Sessions,
@@ -212,6 +220,7 @@ def test_a_file_over_the_error_budget_leaves_nothing_behind(
     voting: Voting,
     tmp_path: Path,
     batch_rows: int,
+    did: Did,
 ) -> None:
     """One bad row more, and no row of it is in the tables, however many batches were stored."""
     ingest.terms = replace(ingest.terms, batch_rows=batch_rows)
@@ -227,10 +236,12 @@ def test_a_file_over_the_error_budget_leaves_nothing_behind(
     assert "21 bad rows of 61, more than the 20 that are allowed" in reason
     assert job.sha256 in reason
     assert [] == unsound(sessions)
+    did("21 bad rows of 61", files=1)
 
 
+@pytest.mark.promise(15)
 def test_a_share_of_bad_rows_is_borne_in_a_long_file(
-    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, did: Did
 ) -> None:
     """Five in a hundred: 30 of 600 pass, 31 of 600 do not."""
     good = voting.ballots(8, 285)
@@ -239,6 +250,7 @@ def test_a_share_of_bad_rows_is_borne_in_a_long_file(
     (job,) = ingest.take(drop_file(voting.name(9), [*good[:-1], *["torn"] * 31]))
     assert "quarantined" == job.status
     assert [] == unsound(sessions)
+    did("30 and 31 bad rows of 600", files=2)
 
 
 def test_what_other_files_delivered_stays_when_a_file_is_undone(

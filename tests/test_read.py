@@ -6,11 +6,13 @@ import errno
 import gc
 import hashlib
 import io
+import os
 import stat
 import struct
 import time
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,7 @@ LIMITS = ReadLimits(
     max_ratio=200,
     max_nesting=2,
     max_members=1000,
+    max_name_bytes=300,
 )
 Members = list[tuple[str | zipfile.ZipInfo, bytes]]
 Drop = Callable[..., Source]
@@ -207,8 +210,9 @@ quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def readable(data: bytes) -> bool:
-    """Whether the first bytes look like UTF-8."""
-    return data[:2] not in (b"\xff\xfe", b"\xfe\xff") and b"\x00" not in data[:2]
+    """Whether the first bytes look like UTF-8, and like no other format."""
+    other = (b"\xff\xfe", b"\xfe\xff", *read._NOT_A_TABLE)  # noqa: SLF001 - nothing else may be refused
+    return not data.startswith(other) and b"\x00" not in data[:2]
 
 
 @quick
@@ -428,12 +432,76 @@ def lying_size() -> bytes:
     return bytes(data)
 
 
+def edited(data: bytes, offset: int, value: int, *, size: str = "I") -> bytes:
+    """The bytes with a number overwritten in the first entry of a ZIP's directory."""
+    changed = bytearray(data)
+    struct.pack_into(f"<{size}", changed, data.index(b"PK\x01\x02") + offset, value)
+    return bytes(changed)
+
+
+def greater_size() -> bytes:
+    """A stored member of 9 bytes that says it has 12, so that its stream ends too early."""
+    return edited(zipped([("a.csv", b"a" * 9)]), 24, 12)
+
+
+def renamed(old: bytes, new: bytes) -> bytes:
+    """A ZIP with other bytes for the name of its member."""
+    return zipped([(old.decode(), b"x")]).replace(old, new)
+
+
+def two_directories() -> bytes:
+    """A ZIP whose comment is the directory of another one."""
+    other, data = zipped([("b.csv", b"b")]), zipped([("a.csv", b"a")])
+    tail = other[other.index(b"PK\x01\x02") :]
+    return data[:-2] + struct.pack("<H", len(tail)) + tail
+
+
+def cut_behind_an_inner_zip() -> bytes:
+    """Of two stored inner ZIPs the first is whole: it could pass for all there is."""
+    inner = zipped([("a.csv", b"a")])
+    data = zipped([("1.zip", inner), ("2.zip", inner)], zipfile.ZIP_STORED)
+    return data[: data.index(b"2.zip") + 20]
+
+
+def overlapping() -> bytes:
+    """Two members that share one kernel (D. Fifield, "A better zip bomb", 2019)."""
+    data = zipped([("a.csv", b" " * 100_000)])
+    start = data.index(b"PK\x01\x02")
+    directory = data[start : data.index(b"PK\x05\x06")]
+    inner = directory.replace(b"a.csv", b"b.csv")
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 2, 2, 2 * len(directory), start, 0)
+    return data[:start] + directory + inner + end
+
+
+def quine() -> bytes:
+    """A ZIP that holds itself would nest for ever; this one does so four times."""
+    data = zipped([("a.csv", b"a")])
+    for _ in range(4):
+        data = zipped([("r.zip", data)])
+    return data
+
+
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "no ZIP at all": (lambda: b"a;b;c\n" * 100, "bad_zip"),
     "an empty file": (lambda: b"", "bad_zip"),
     "a ZIP cut off": (lambda: zipped([("a.csv", b"a" * 9)])[:-30], "bad_zip"),
     "a wrong CRC": (wrong_crc, "bad_zip"),
     "a size that lies": (lying_size, "bad_zip"),
+    "a greater size that lies": (greater_size, "bad_zip"),
+    "a place that lies": (lambda: edited(zipped([("a.csv", b"a")]), 42, 7), "bad_zip"),
+    "a compressed size that lies": (lambda: edited(zipped([("a.csv", b"a")]), 20, 999), "bomb"),
+    "a name of nothing": (lambda: renamed(b"a", b"\0"), "empty_container"),
+    "a name with NUL": (lambda: renamed(b"a.csv.csv", b"a.csv\0csv"), "nul"),
+    "a name that is too long": (lambda: zipped([("a" * 300 + ".csv", b"")]), "name_bytes"),
+    "a name that is no UTF-8": (
+        lambda: edited(renamed(b"aa.csv", b"\xff\xfe.csv"), 8, 0x800, size="H"),
+        "bad_zip",
+    ),
+    "two directories": (two_directories, "bad_zip"),
+    "two ZIPs in one": (lambda: 2 * zipped([("a.csv", b"a")]), "bad_zip"),
+    "cut behind an inner ZIP": (cut_behind_an_inner_zip, "bad_zip"),
+    "members on each other": (overlapping, "bomb"),
+    "ZIPs without end": (quine, "nesting"),
     "an inner ZIP that is none": (lambda: zipped([("a.zip", b"not a zip")]), "bad_zip"),
     "an encrypted member": (encrypted, "encrypted"),
     "a symbolic link": (link, "link"),
@@ -489,6 +557,87 @@ def test_members_end_at_their_limit(drop: Drop) -> None:
     assert len(contents_of(drop(data, limits=replace(LIMITS, max_members=11)))) == 11
 
 
+def test_members_of_inner_zips_count_too(drop: Drop) -> None:
+    """Ten ZIPs of ten are a hundred."""
+    data = zipped([(f"{n}.zip", zipped([(f"{m}.csv", b"") for m in range(9)])) for n in range(9)])
+    assert refusal_of(drop(data, limits=replace(LIMITS, max_members=89))).kind == "members"
+    assert len(contents_of(drop(data, limits=replace(LIMITS, max_members=90)))) == 81
+
+
+def test_a_directory_of_a_million_entries_is_not_taken_into_memory(drop: Drop) -> None:
+    """`zipfile` would make an object of a kilobyte out of every 51 bytes."""
+    data = zipped([("a.csv", b"")])
+    start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    entries = data[start:end] * 300_000
+    tail = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 9, 9, len(entries), start, 0)
+    source = drop(data[:start] + entries + tail)
+    tracemalloc.start()
+    assert refusal_of(source).kind == "members"
+    _now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_inner_zips_that_unpack_to_nothing_but_zeros_are_a_bomb(drop: Drop) -> None:
+    """Each is small enough by itself, and has to be unpacked to find its directory."""
+    inner = b"\0" * (40 << 20) + zipped([("a.csv", b"a")])
+    assert refusal_of(drop(zipped([("1.zip", inner), ("2.zip", inner)]))).kind == "bomb"
+
+
+def test_a_program_before_a_zip_does_no_harm(drop: Drop) -> None:
+    """A self-extracting ZIP is read; so is one with a comment, or with a line's end behind it."""
+    data = zipped([("a.csv", b"a")])
+    comment = b"from the portal"
+    for whole in (b"MZ" * 999 + data, data[:-2] + struct.pack("<H", 15) + comment, data + b"\n"):
+        assert contents_of(drop(whole)) == {"a.csv": b"a"}
+
+
+def test_folders_and_case_part_members(drop: Drop) -> None:
+    """A folder named x.csv is no CSV; names that differ in case only are two."""
+    members: Members = [("x.csv/", b""), ("x.csv/a.csv", b"1"), ("A.csv", b"2"), ("a.csv", b"3")]
+    assert contents_of(drop(zipped(members))) == {"x.csv/a.csv": b"1", "A.csv": b"2", "a.csv": b"3"}
+
+
+def test_a_member_is_read_by_its_own_name(drop: Drop) -> None:
+    """What one name looks like in an old encoding may be the true name of another member."""
+    raw = "Я".encode()
+    mistaken = raw.decode("cp437")
+    flagged = zipfile.ZipInfo(f"{mistaken}.csv")
+    data = zipped([(flagged, b"flagged"), ("xx.csv", b"raw")]).replace(b"xx.csv", raw + b".csv")
+    assert contents_of(drop(data)) == {f"{mistaken}.csv": b"flagged", "Я.csv": b"raw"}
+
+
+@pytest.mark.parametrize("is_about_it", [True, False])
+def test_a_name_in_info_zips_field_is_read(drop: Drop, is_about_it: bool) -> None:
+    """Beside the name in an old encoding; a field about another name is none."""
+    raw = "Край.csv".encode("cp866")
+    crc = zlib.crc32(raw) ^ (not is_about_it)
+    name = "Край №1.csv"
+    field = struct.pack("<BL", 1, crc) + name.encode()
+    info = zipfile.ZipInfo("x" * (len(raw) - 4) + ".csv")
+    info.extra = struct.pack("<HH", 0x7075, len(field)) + field
+    data = zipped([(info, b"a")]).replace(info.filename.encode(), raw)
+    assert contents_of(drop(data)) == {name if is_about_it else "Край.csv": b"a"}
+
+
+@pytest.mark.parametrize("start", list(read._NOT_A_TABLE))  # noqa: SLF001 - each of them
+def test_what_begins_like_another_format_is_refused(start: bytes) -> None:
+    """Else a small ZIP named .csv would be three bad rows, which any file may have."""
+    with pytest.raises(FileRefused) as caught:
+        rows_of(start + b"more\n" * 3)
+    assert ("format", 1) == (caught.value.kind, caught.value.line)
+
+
+def test_a_pipe_in_place_of_a_file_is_no_file(drop: Drop) -> None:
+    """It became one after it was found; opening it would wait for a writer for ever."""
+    source = drop(b"a\n", "a.csv")
+    source.path.unlink()
+    os.mkfifo(source.path)
+    (csv,) = source.csvs()
+    with pytest.raises(FileVanished), source.open(csv):
+        pass
+
+
 def bomb(size: int) -> bytes:
     """A ZIP of blanks, a thousand times as large unpacked."""
     return zipped([("a.csv", b" " * size)])
@@ -535,7 +684,7 @@ def test_many_small_bombs_are_one_big_one(drop: Drop) -> None:
 def test_a_stream_that_gives_more_than_it_may_is_stopped() -> None:
     """The last guard, should a header lie in a way that `zipfile` believes."""
     guarded = read._Guarded(  # noqa: SLF001 - not to be reached through a ZIP of today's zipfile
-        io.BytesIO(b" " * 5000), 10, replace(LIMITS, max_member_bytes=3000)
+        io.BytesIO(b" " * 5000), zipfile.ZipInfo("a.csv"), replace(LIMITS, max_member_bytes=3000)
     )
     with guarded, pytest.raises(FileRefused) as caught:
         sha256_of(cast("BinaryIO", guarded))

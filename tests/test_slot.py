@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import date
 
 import pytest
@@ -275,3 +276,15 @@ def test_a_slot_fits_its_column(text: str) -> None:
     """At most 24 characters of ASCII, whatever the name."""
     _contract, slot = parse_name(text)
     assert slot is None or (len(slot.text) <= 24 and slot.text.isascii())
+
+
+@pytest.mark.parametrize("part", ["-", "_ ", "2024-01-01_", "1 - ", f"{ID} ", "-anomaly", "z" * 44])
+def test_a_name_of_any_length_is_read_in_one_pass(part: str) -> None:
+    """A name in a ZIP may have 65 535 bytes, and a ZIP a hundred thousand of them."""
+    name = part * (65_535 // len(part))
+    began = time.process_time()
+    for text in (name, f"{name}.csv", f"{ID}{name}.zip", f"{name}/a.csv", f"{name}x"):
+        parse_name(text)
+        place_of(text)
+        contract_of_folders(text)
+    assert time.process_time() - began < 2

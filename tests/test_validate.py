@@ -632,6 +632,16 @@ def test_an_escaped_semicolon_is_a_semicolon() -> None:
     assert json.loads(values["operation_data"])[0]["stringValue"] == "x;y"
 
 
+@pytest.mark.parametrize("end", ["", "\\", '"'])
+def test_a_string_that_never_ends_is_looked_through_once(end: str) -> None:
+    """Were each escaped quote in it tried as a beginning, this would take hours."""
+    raw = PLAIN.having(params=";", diff='"' + '\\"' * 500_000 + end).raw()
+    began = time.process_time()
+    assert isinstance(check(PLAIN.having(params=";")), Reject)
+    assert reject_of(raw).reason
+    assert time.process_time() - began < 5
+
+
 def test_a_million_semicolons_are_refused_in_one_pass() -> None:
     """Trying every way to put them together would take for ever."""
     began = time.process_time()
@@ -777,6 +787,44 @@ def test_more_entries_than_the_limit_are_refused_cheaply(
     reject = reject_of(PLAIN.having(**{column: "[" + ",".join([entry] * number) + "]"}))
     assert (reject.field or "").split(".")[0] == column
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        ("{}", "missing"),
+        ('{"key":1}', "string_type"),
+        ('{"key":"a","intValue":"x","boolValue":3,"binaryValue":"="}', "integer"),
+    ],
+)
+def test_of_many_bad_entries_the_first_is_named_cheaply(entry: str, kind: str) -> None:
+    """A finding for each of 150 000 would take half a gigabyte."""
+    good = '{"key":"a"},' * 1234
+    raw = PLAIN.having(params=f"[{good}{','.join([entry] * 150_000)}]").raw()
+    validator = Validator(CONTRACT, HOME, max_entries=200_000, raw_text_bytes=9)
+    tracemalloc.start()
+    reject = validator.check(row_of(raw))
+    _now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(reject, Reject)
+    assert ("params", kind) == (reject.field, reject.kind)
+    assert "entry 1234." in reject.reason
+    assert peak < 60 * len(raw)
+
+
+def test_a_field_up_to_its_limit_is_stored() -> None:
+    """One byte more is refused, naming the column; letters of two bytes count twice."""
+    for column, text in (("params", "я" * 400), ("extra", "b" * 800)):
+        json_text = f'[{{"key":"{text}"}}]' if column == "params" else f'{{"a":"{text}"}}'
+        cells = PLAIN.having(**{column: json_text})
+        length = len(json_text.encode())
+        for most, kind in ((length, None), (length - 1, "field_bytes")):
+            validator = Validator(
+                CONTRACT, HOME, max_entries=9, raw_text_bytes=9, max_field_bytes=most
+            )
+            outcome = validator.check(row_of(cells.raw()))
+            assert kind == getattr(outcome, "kind", None)
+            assert kind is None or column == getattr(outcome, "field", None)
 
 
 def test_a_huge_row_of_nothing_costs_little_memory() -> None:

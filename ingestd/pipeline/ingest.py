@@ -37,6 +37,7 @@ from ingestd.errors import (
     StorageFault,
 )
 from ingestd.job_state import PUT_AWAY, QUEUED, JobState
+from ingestd.log import escape
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
@@ -64,6 +65,7 @@ from ingestd.pipeline.validate import (
     Validator,
     contract_in_row,
     storable,
+    storable_text,
 )
 from ingestd.pipeline.writers import Writers, writers_kept_out
 
@@ -71,6 +73,8 @@ log = structlog.get_logger()
 
 _MOST_ATTEMPTS_SHIFT = 10
 _REASONS_TOLD = 20
+# An id of 32 characters, eleven semicolons, -1 and the line's end: no good row is shorter.
+_SHORTEST_ROW_BYTES = 46
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,8 @@ class Terms:
     max_reject_ratio: float
     max_entries: int
     max_json_depth: int
+    max_field_bytes: int
+    max_hours: int
     raw_text_bytes: int
     attempts: int
     retry_seconds: float
@@ -147,6 +153,8 @@ class Ingest:
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
     on_step: Callable[[Step], None] = lambda _step: None
+    # Files (path, stamp) that broke before they had a job: how often, and when to try again.
+    _unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
 
     def take(self, found: Found) -> list[FileProcessing]:
         """Take one file all the way; returns its jobs as they now stand.
@@ -171,7 +179,7 @@ class Ingest:
     def _take(self, found: Found) -> list[FileProcessing]:
         source = open_source(found.path, self.terms.read)
         try:
-            members = self._record(found, source)
+            members = self._record_at_last(found, source)
             jobs = []
             for csv, job in members:
                 self._heed_stop()
@@ -185,6 +193,29 @@ class Ingest:
             raise StopRequested
 
     # ── record ────────────────────────────────────────────────────────────
+
+    def _record_at_last(
+        self, found: Found, source: Source
+    ) -> list[tuple[Csv | None, FileProcessing]]:
+        """Record; a file that breaks every attempt to is quarantined by a job of its own."""
+        key = (found.label, source.stamp)
+        attempts, retry_at = self._unrecorded.get(key, (0, self.clock()))
+        if self.clock() < retry_at:
+            message = f"broken {attempts} times, tried again at {retry_at}"
+            raise LostClaim(message)
+        try:
+            recorded = self._record(found, source)
+        except Exception as error:
+            if is_foreseen(error):
+                raise
+            if attempts + 1 < self.terms.attempts:
+                retry_at = self.clock() + self._pause_after(attempts)
+                self._unrecorded[key] = (attempts + 1, retry_at)
+                raise
+            refusal = _poison(attempts + 1, error)
+            recorded = [(None, self._refuse_container(found, source, refusal))]
+        self._unrecorded.pop(key, None)
+        return recorded
 
     def _record(self, found: Found, source: Source) -> list[tuple[Csv | None, FileProcessing]]:
         """Write down a job for each CSV, all in one commit; a file seen before keeps its jobs."""
@@ -406,10 +437,8 @@ class Ingest:
                 stopped = session.get_one(FileProcessing, job.id)
                 ledger.release(session, stopped, owner=self.owner)
             raise
-        except (IngestError, OSError):
-            raise
         except Exception as error:  # a poison file must not stop the daemon
-            if isinstance(error, DBAPIError) and is_transient(error):
+            if is_foreseen(error):
                 raise
             return self._note_failure(job.id, error, attempt)
 
@@ -438,6 +467,7 @@ class Ingest:
             file.constituency_id,
             max_entries=self.terms.max_entries,
             max_json_depth=self.terms.max_json_depth,
+            max_field_bytes=self.terms.max_field_bytes,
             raw_text_bytes=self.terms.raw_text_bytes,
         )
         if self.terms.is_archiving and not csv.steps:
@@ -462,7 +492,10 @@ class Ingest:
                         _refuse_misnamed(stored, ledger.twins_of(session, stored))
                     if is_last:
                         self._refuse_changed(source, rows, job)
-                        self._refuse_too_many_rejects(attempt.books)
+                    self._refuse_too_many_rejects(
+                        attempt.books, left_bytes=0 if is_last else job.size - batch[-1].end
+                    )
+                    if is_last:
                         seconds = (self.clock() - started).total_seconds()
                         self._finish(session, stored, attempt, rows.encoding, seconds)
                 self.on_step(Step.STORED)
@@ -516,6 +549,7 @@ class Ingest:
         books.rejected += len(rejects)
         books.blank += sum(isinstance(outcome, Blank) for outcome in batch)
         attempt.touched.update(loaded.touched)
+        self._refuse_too_many_hours(attempt.touched)
         checkpoint = (job.checkpoint_byte, job.checkpoint_line)
         if batch:
             checkpoint = (batch[-1].end, batch[-1].line)
@@ -536,14 +570,28 @@ class Ingest:
             message = f"{job.path} changed while it was read"
             raise FileChanged(message)
 
-    def _refuse_too_many_rejects(self, books: Books) -> None:
-        allowed = most_rejects(self.terms, books.read - books.blank)
+    def _refuse_too_many_rejects(self, books: Books, *, left_bytes: int) -> None:
+        """Hold the error budget; in the middle of a file only if no rest could make up for it.
+
+        Else gigabytes of anything, named .csv, would fill the database with rejects first.
+        """
+        rows = books.read - books.blank
+        allowed = most_rejects(self.terms, rows + left_bytes // _SHORTEST_ROW_BYTES)
         if books.rejected > allowed:
+            told = "that are allowed" if not left_bytes else "that the whole file could be allowed"
             reason = (
-                f"{books.rejected} bad rows of {books.read - books.blank}, more than the "
-                f"{allowed} that are allowed; nothing of this file was stored"
+                f"{books.rejected} bad rows of {rows}, more than the "
+                f"{allowed} {told}; nothing of this file was stored"
             )
             raise FileRefused(reason, kind="too_many_rejects")
+
+    def _refuse_too_many_hours(self, touched: Touched) -> None:
+        if len(touched.hours) > self.terms.max_hours:
+            reason = (
+                f"its rows lie in more than max_hours = {self.terms.max_hours} different hours; "
+                "no voting is so long"
+            )
+            raise FileRefused(reason, kind="hours", field="ts")
 
     def _finish(
         self,
@@ -689,13 +737,12 @@ class Ingest:
         self, job_id: uuid.UUID, error: Exception, attempt: Attempt
     ) -> FileProcessing:
         """Something unforeseen: try again later, and quarantine a file that breaks every time."""
-        told = "".join(traceback.format_exception_only(error)).strip()
+        told = _in_words(error)
         with self.sessions.begin() as session:
             job = session.get_one(FileProcessing, job_id, with_for_update=True)
             ledger.refuse_foreign(job, owner=self.owner, now=self.clock())
             if job.attempts + 1 >= self.terms.attempts:
-                reason = f"it broke {job.attempts + 1} attempts: {told}"
-                self._quarantine(session, job, FileRefused(reason, kind="poison"), attempt)
+                self._quarantine(session, job, _poison(job.attempts + 1, error), attempt)
                 return job
             ledger.fail(
                 session,
@@ -849,7 +896,23 @@ class Ingest:
                     + (f" ({told['value']})" if told["value"] else "")
                 )
             lines.append("")
-        return [*lines, "Mend the file and drop it again, or ask again with: ingestd retry JOB"]
+        lines.append("Mend the file and drop it again, or ask again with: ingestd retry JOB")
+        # Names and cells are hostile, and this is read on a terminal.
+        return [escape(line) for line in lines]
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Say whether an error has a meaning of its own, and is not the file's to answer for."""
+    is_storage = isinstance(error, DBAPIError) and is_transient(error)
+    return is_storage or isinstance(error, IngestError | OSError)
+
+
+def _poison(attempts: int, error: Exception) -> FileRefused:
+    return FileRefused(f"it broke {attempts} attempts: {_in_words(error)}", kind="poison")
+
+
+def _in_words(error: Exception) -> str:
+    return storable_text("".join(traceback.format_exception_only(error)).strip())
 
 
 def most_rejects(terms: Terms, rows: int) -> int:
@@ -1000,12 +1063,14 @@ def _nothing(_block: bytes) -> None:
     """Nobody counts."""
 
 
-_YEAR_9999 = 253_402_300_799
+# A day inside of what `datetime` holds: the same moment must have a name in every time zone.
+_FIRST_SECOND, _LAST_SECOND = -62_135_510_400, 253_402_214_400
 
 
 def _moment_of(mtime_ns: int) -> datetime:
-    """UTC time of a file's mtime; what no calendar holds becomes its last second."""
-    return datetime.fromtimestamp(min(mtime_ns // 10**9, _YEAR_9999), UTC)
+    """UTC time of a file's mtime; what no calendar holds becomes its first or last day."""
+    seconds = max(_FIRST_SECOND, min(mtime_ns // 10**9, _LAST_SECOND))
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 class database_at_work:  # noqa: N801 - reads as a statement where it is used

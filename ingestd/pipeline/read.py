@@ -9,25 +9,45 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, Self, cast
 
-from ingestd.errors import FileRefused, FileVanished
+from ingestd.errors import FileRefused, FileVanished, IngestError
 
 BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _NESTED_JOIN = "/"
+# A row begins with an id in base58: none of these can be the start of a table.
+_NOT_A_TABLE = {
+    b"PK\x03\x04": "a ZIP; name it .zip",
+    b"PK\x05\x06": "an empty ZIP; name it .zip",
+    b"\x1f\x8b": "packed by gzip; unpack it",
+    b"7z\xbc\xaf": "packed by 7-Zip; unpack it",
+    b"Rar!": "packed by RAR; unpack it",
+    b"\xfd7zX": "packed by xz; unpack it",
+    b"\xd0\xcf\x11\xe0": "an Excel sheet; export it as CSV",
+    b"%PDF": "a PDF; ask for the CSV",
+    b"<": "HTML or XML, perhaps an error page of the portal; fetch it again",
+    b"\x00\x00\x00\x00": "a row of NUL bytes where its text should be; fetch it again",
+}
 _IS_UTF8 = 0x800
 _IS_ENCRYPTED = 0x1
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LOCAL_HEADER, _DIRECTORY_ENTRY, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+_LOCAL_HEADER_BYTES, _END_BYTES, _MOST_COMMENT_BYTES = 30, 22, 1 << 16
+_UNICODE_PATH = 0x7075
+# What a directory may take for each member that is allowed, names included; and in any case.
+_DIRECTORY_BYTES_A_MEMBER, _DIRECTORY_BYTES = 512, 1 << 20
+_VALUE_CHARACTERS = 200
 # Small members may shrink a lot by right (an hour of equal blanks); a ratio
 # says something only past this size.
 _RATIO_FROM_BYTES = 64 << 20
@@ -42,6 +62,7 @@ class ReadLimits:
     max_ratio: float
     max_nesting: int
     max_members: int
+    max_name_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +80,22 @@ class Csv:
 
 @dataclass(frozen=True, slots=True)
 class _OpenZip:
-    """A ZIP that is being read, and for an inner one its stream in the outer one."""
+    """A ZIP that is being read, and its stream: a file, or a member of the outer ZIP."""
 
     archive: zipfile.ZipFile
-    stream: IO[bytes] | None
+    stream: IO[bytes]
 
     def close(self) -> None:
         self.archive.close()
-        if self.stream is not None:
-            self.stream.close()
+        self.stream.close()
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What a ZIP and all ZIPs inside it come to."""
+
+    members: int = 0
+    unpacked: int = 0
 
 
 @dataclass(slots=True)
@@ -96,49 +124,53 @@ class Source:
             yield Csv((), 0)
             return
         with refusing_bad_zips():
-            members = list(self._members((), 1))
+            members = list(self._members((), 1, _Sum()))
         if not members:
             reason = "the ZIP holds no .csv and no .zip"
             raise FileRefused(reason, kind="empty_container")
-        self._refuse_confusion(members)
-        for ordinal, (steps, _size) in enumerate(members):
+        if len({_NESTED_JOIN.join(steps) for steps in members}) < len(members):
+            reason = "a folder and a ZIP of one name hold members of one name"
+            raise FileRefused(reason, kind="twin_members")
+        for ordinal, steps in enumerate(members):
             yield Csv(steps, ordinal)
 
-    def _members(self, steps: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], int]]:
-        """Walk the ZIP at `steps`: each CSV with the size that it says it has."""
+    def _members(
+        self, steps: tuple[str, ...], depth: int, total: _Sum
+    ) -> Iterator[tuple[str, ...]]:
+        """Walk the ZIP at `steps`: the way to each CSV."""
         if depth > self.limits.max_nesting:
             reason = f"ZIPs are nested deeper than max_nesting = {self.limits.max_nesting}"
             raise FileRefused(reason, kind="nesting", field="/".join(steps))
-        infos = self._zip(steps).infolist()
-        if len(infos) > self.limits.max_members:
-            reason = f"{len(infos)} members, more than max_members = {self.limits.max_members}"
-            raise FileRefused(reason, kind="members")
+        archive = self._zip(steps)
+        infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        total.members += len(infos)
+        if total.members > self.limits.max_members:
+            raise _too_many_members(self.limits)
+        _refuse_shared_bytes(infos, archive.start_dir)
         seen: set[str] = set()
-        for info in sorted(infos, key=lambda info: info.header_offset):
+        for info in infos:
             lowered = info.filename.lower()
-            if info.is_dir() or not lowered.endswith((".csv", ".zip")) or _is_litter(lowered):
+            is_data = lowered.endswith((".csv", ".zip")) and not _is_litter(lowered)
+            if not is_data:  # a folder ends with a slash
                 continue
             self._refuse_tricks(info, seen)
+            total.unpacked += info.file_size
+            if total.unpacked > _most_unpacked(self.size, self.limits):
+                reason = f"{self.size} bytes say that they unpack to more than max_ratio allows"
+                raise FileRefused(reason, kind="bomb")
             if lowered.endswith(".csv"):
-                yield (*steps, info.filename), info.file_size
+                yield (*steps, info.filename)
             else:
-                yield from self._members((*steps, info.filename), depth + 1)
-
-    def _refuse_confusion(self, members: list[tuple[tuple[str, ...], int]]) -> None:
-        """Refuse what only the whole shows: two CSVs of one name, many bombs of one kernel."""
-        names = {_NESTED_JOIN.join(steps) for steps, _size in members}
-        if len(names) < len(members):
-            reason = "a folder and a ZIP of one name hold members of one name"
-            raise FileRefused(reason, kind="twin_members")
-        total = sum(size for _steps, size in members)
-        if total > _most_unpacked(self.size, self.limits):
-            reason = f"{self.size} bytes say that they unpack to {total}, more than max_ratio"
-            raise FileRefused(reason, kind="bomb")
+                yield from self._members((*steps, info.filename), depth + 1, total)
 
     def _refuse_tricks(self, info: zipfile.ZipInfo, seen: set[str]) -> None:
         """Refuse what no exporter writes: links, encryption, twins, bombs by their own word."""
         reason = kind = ""
-        if info.filename in seen:
+        if len(info.filename.encode()) > self.limits.max_name_bytes:
+            reason, kind = "a member's name is longer than max_name_bytes", "name_bytes"
+        elif "\x00" in info.orig_filename + info.filename:
+            reason, kind = "a member's name holds a NUL character", "nul"
+        elif info.filename in seen:
             reason, kind = "two members have the same name", "twin_members"
         elif stat.S_ISLNK(info.external_attr >> 16):
             reason, kind = "a member is a symbolic link", "link"
@@ -154,7 +186,8 @@ class Source:
             reason = f"a member says it unpacks to {info.file_size} bytes, more than max_ratio"
             kind = "bomb"
         if reason:
-            raise FileRefused(reason, kind=kind, field="member", value=info.filename)
+            value = info.filename[:_VALUE_CHARACTERS]
+            raise FileRefused(reason, kind=kind, field="member", value=value)
         seen.add(info.filename)
 
     def _zip(self, steps: tuple[str, ...]) -> zipfile.ZipFile:
@@ -171,14 +204,17 @@ class Source:
         return self._open_zips[steps].archive
 
     def _open_zip(self, steps: tuple[str, ...]) -> _OpenZip:
-        if not steps:
-            return _OpenZip(_named(zipfile.ZipFile(self.path)), None)
-        # The member stream is seekable, so an inner ZIP needs no copy.
-        inner = self._zip(steps[:-1]).open(steps[-1])
+        stream: IO[bytes]
+        if steps:
+            # The member stream is seekable, so an inner ZIP needs no copy.
+            outer = self._zip(steps[:-1])
+            stream, size = outer.open(steps[-1]), outer.getinfo(steps[-1]).file_size
+        else:
+            stream, size = _open_file(self.path), self.size
         try:
-            return _OpenZip(_named(zipfile.ZipFile(inner)), inner)
+            return _OpenZip(_read_directory(stream, size, self.limits), stream)
         except BaseException:
-            inner.close()
+            stream.close()
             raise
 
     @contextmanager
@@ -196,10 +232,10 @@ class Source:
         if csv.steps:
             with refusing_bad_zips():
                 archive = self._zip(csv.steps[:-1])
-                packed = archive.getinfo(csv.steps[-1]).compress_size
-                return _Guarded(archive.open(csv.steps[-1]), packed, self.limits)
+                info = archive.getinfo(csv.steps[-1])
+                return _Guarded(archive.open(info), info, self.limits)
         try:
-            return cast("BinaryIO", self.path.open("rb", buffering=0))
+            return _open_file(self.path)
         except FileNotFoundError as error:
             raise FileVanished(str(self.path)) from error
 
@@ -221,20 +257,114 @@ def _is_litter(name: str) -> bool:
     return name.startswith("__macosx/") or name.rsplit("/", 1)[-1].startswith("._")
 
 
+def _open_file(path: Path) -> BinaryIO:
+    """Open a regular file; what became a pipe since it was found must not make us wait.
+
+    Raises:
+        FileNotFoundError: it is gone, or no file any more.
+    """
+    stream = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise FileNotFoundError(errno.ENOENT, "not a regular file any more", str(path))
+    return cast("BinaryIO", stream)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read_directory(stream: IO[bytes], size: int, limits: ReadLimits) -> zipfile.ZipFile:
+    """Open a ZIP whose directory is small enough, and the only one that it can be read by."""
+    begins = stream.read(len(_LOCAL_HEADER))
+    stream.seek(max(0, size - _END_BYTES - _MOST_COMMENT_BYTES))
+    _refuse_two_ends(stream.read(_END_BYTES + _MOST_COMMENT_BYTES))
+    archive = zipfile.ZipFile(cast("IO[bytes]", _DirectoryGuard(stream, limits)))
+    archive.fp = stream
+    # Cut off behind a whole inner ZIP, or two ZIPs in one: `zipfile` would read the last
+    # one and take all before it for the program of a self-extracting file.
+    first = min((info.header_offset for info in archive.infolist()), default=-1)
+    if begins == _LOCAL_HEADER and first != 0:
+        message = "it begins with members that its directory does not have"
+        raise zipfile.BadZipFile(message)
+    return _named(archive)
+
+
+def _refuse_two_ends(tail: bytes) -> None:
+    """Refuse a comment that holds another directory's end: readers disagree which one counts."""
+    places = [match.start() for match in re.finditer(re.escape(_END), tail)]
+    good = [
+        at
+        for at in places
+        if len(tail) - at >= _END_BYTES
+        and at + _END_BYTES + int.from_bytes(tail[at + 20 : at + 22], "little") == len(tail)
+    ]
+    if good and good != places[-1:]:
+        message = "it can be read by two directories"
+        raise zipfile.BadZipFile(message)
+
+
+class _DirectoryGuard:
+    """A ZIP while its directory is read: `zipfile` takes one of any length into memory."""
+
+    def __init__(self, stream: IO[bytes], limits: ReadLimits) -> None:
+        self._stream = stream
+        self._limits = limits
+        self._most = max(_DIRECTORY_BYTES, limits.max_members * _DIRECTORY_BYTES_A_MEMBER)
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self._most:
+            raise _too_many_members(self._limits)
+        block = self._stream.read(size)
+        if block.count(_DIRECTORY_ENTRY) > self._limits.max_members:
+            raise _too_many_members(self._limits)
+        return block
+
+
+def _too_many_members(limits: ReadLimits) -> FileRefused:
+    reason = f"the ZIP has more members than max_members = {limits.max_members}"
+    return FileRefused(reason, kind="members")
+
+
+def _refuse_shared_bytes(infos: Sequence[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse members that lie on each other: small bombs of one kernel are a big one."""
+    starts = [*(info.header_offset for info in infos), directory]
+    for info, following in zip(infos, starts[1:], strict=True):
+        if info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size > following:
+            value = info.filename[:_VALUE_CHARACTERS]
+            reason = "a member reaches into what follows it"
+            raise FileRefused(reason, kind="bomb", field="member", value=value)
+
+
 def _named(archive: zipfile.ZipFile) -> zipfile.ZipFile:
     """Give members their true names: `zipfile` reads cp437 where no flag says UTF-8.
 
-    macOS writes UTF-8 without the flag, a Russian Windows writes cp866.
+    macOS writes UTF-8 without the flag, a Russian Windows writes cp866; Info-ZIP adds a
+    field with the name in UTF-8, which only newer versions of `zipfile` read.
     """
     for info in archive.infolist():
-        if not info.flag_bits & _IS_UTF8 and not info.filename.isascii():
-            raw = info.filename.encode("cp437")
+        if not info.flag_bits & _IS_UTF8 and not info.orig_filename.isascii():
+            raw = info.orig_filename.encode("cp437")
             try:
-                info.filename = raw.decode()
+                info.filename = _unicode_path(info, raw) or raw.decode()
             except UnicodeDecodeError:
                 info.filename = raw.decode("cp866")
-            archive.NameToInfo[info.filename] = info
+    # By the names as they now are: a former one may be another member's true one.
+    archive.NameToInfo.clear()
+    archive.NameToInfo.update({info.filename: info for info in archive.infolist()})
     return archive
+
+
+def _unicode_path(info: zipfile.ZipInfo, raw: bytes) -> str | None:
+    """Read the name from the field that Info-ZIP adds, if it is about this very name."""
+    extra = info.extra
+    while len(extra) >= 4:  # noqa: PLR2004 - two bytes each of kind and length
+        kind, length = struct.unpack_from("<HH", extra)
+        data, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == _UNICODE_PATH and data[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            return data[5:].decode()
+    return None
 
 
 def _most_unpacked(packed: int, limits: ReadLimits) -> int:
@@ -245,9 +375,10 @@ def _most_unpacked(packed: int, limits: ReadLimits) -> int:
 class _Guarded:
     """A member stream that stops a bomb while it unpacks: sizes in headers may lie."""
 
-    def __init__(self, member: IO[bytes], packed: int, limits: ReadLimits) -> None:
+    def __init__(self, member: IO[bytes], info: zipfile.ZipInfo, limits: ReadLimits) -> None:
         self._member = member
-        self._most = min(limits.max_member_bytes, _most_unpacked(packed, limits))
+        self._size = info.file_size
+        self._most = min(limits.max_member_bytes, _most_unpacked(info.compress_size, limits))
         self._given = 0
 
     def __enter__(self) -> Self:
@@ -263,6 +394,9 @@ class _Guarded:
         if self._given > self._most:
             reason = f"the member unpacks to more than {self._most} bytes: past the limits"
             raise FileRefused(reason, kind="bomb")
+        if not block and size and self._given != self._size:
+            reason = f"a member says {self._size} bytes and has {self._given}"
+            raise FileRefused(reason, kind="bad_zip")
         return block
 
 
@@ -275,21 +409,11 @@ def refusing_bad_zips() -> Iterator[None]:
     """
     try:
         yield
+    except (IngestError, MemoryError):
+        raise
     except FileNotFoundError as error:
         raise FileVanished(str(error.filename)) from error
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        UnicodeDecodeError,
-        OverflowError,
-        ValueError,
-        OSError,
-    ) as error:
+    except Exception as error:  # `zipfile` has a new one for every new lie
         # A place outside of the file is the ZIP's fault, a disk that fails is not.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
@@ -432,10 +556,14 @@ class RowReader:
         return blocks
 
     def _look_at_start(self, first: bytes) -> None:
-        wide = _WIDE_BOMS.get(first[:2])
-        if wide or b"\x00" in first[:2]:
+        for start, what in _NOT_A_TABLE.items():
+            if first.startswith(start):
+                reason = f"the file is no CSV but begins like {what} and drop it again"
+                raise FileRefused(reason, kind="format", line=1)
+        if first[:2] in _WIDE_BOMS or b"\x00" in first[:2]:
             reason = (
-                f"the file is {wide or 'UTF-16'}, not UTF-8; save it as UTF-8 and drop it again"
+                f"the file is UTF-16, not UTF-8: bytes 0x{first[:2].hex()} at offset 0; "
+                "save it as UTF-8 and drop it again"
             )
             raise FileRefused(reason, kind="encoding", line=1)
         if first.startswith(_BOM):

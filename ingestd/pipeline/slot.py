@@ -18,10 +18,11 @@ _INTERVAL = re.compile(_DATE + r"_(?P<start>[0-9]{4})-(?P<end>[0-9]{4})(?![0-9])
 # A date before digits may be an hour in a form that nobody has seen: not a day.
 _DAY = re.compile(_DATE + r"(?![0-9]|[-_ T.]+[0-9])")
 _LOOKS_DATED = re.compile(r"[0-9]{1,4}[-._][0-9]{1,2}[-._][0-9]{1,4}|[0-9]{6}")
-_ANOMALY = re.compile(r"[-_ ]+anomaly.*", re.IGNORECASE | re.DOTALL)
+# Begins where a run of dashes does: from inside the run it would be tried in quadratic time.
+_ANOMALY = re.compile(r"(?<![-_ ])[-_ ]+anomaly.*", re.IGNORECASE | re.DOTALL)
 _NAMED = re.compile(rf"(?P<contract>{_CONTRACT})_$")
 _ALONE = re.compile(rf"(?<![0-9A-Za-z])(?P<contract>{_CONTRACT})(?![0-9A-Za-z])")
-_REGION = re.compile(r"\s*(?P<code>[0-9]{1,3})\s+-\s+(?P<name>\S.*)")
+_REGION = re.compile(r"\s*(?P<code>[0-9]{1,3})\s+-\s+(?P<name>\S.*)", re.DOTALL)
 _SPACES = re.compile(r"\s+")
 _MINUTES_A_DAY = 24 * 60
 _MINUTES_AN_HOUR = 60

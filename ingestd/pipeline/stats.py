@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -63,6 +63,7 @@ _COUNTS = (
     "list_removed",
     "transaction_count",
 )
+_YEARS = range(MINYEAR + 1, MAXYEAR)
 _PROTOCOL = ("createContract", "startVoting", "finishVoting", "results")
 hourly = table_of(HourlyStats)
 ledgered = table_of(FileProcessing)
@@ -420,11 +421,10 @@ def _facts_of(row: AnyRow) -> dict[str, Any]:
     told = params | (base if isinstance(base, dict) else {})
     facts: dict[str, Any] = {}
     if row.type == "results":
-        results = _parsed(params.get("results"))
-        facts["published_results"] = results if isinstance(results, list) else None
+        facts["published_results"] = _list_in(params.get("results"))
         return facts
-    dimension = _parsed(told.get("dimension"))
-    if isinstance(dimension, list):
+    dimension = _list_in(told.get("dimension"))
+    if dimension is not None:
         facts["dimension"] = dimension
     if isinstance(told.get("isRevoteBlocked"), bool):
         facts["is_revote_blocked"] = told["isRevoteBlocked"]
@@ -454,9 +454,20 @@ def _parsed(value: Any) -> Any:
         return None
 
 
-def _moment(value: Any) -> datetime | None:
-    """Read 'dd-MM-yyyy HH:mm:ss', which is UTC."""
+def _list_in(value: Any) -> list[Any] | None:
+    """Read a list that a database can keep: JSON in a string was not looked at with its row."""
+    parsed = _parsed(value)
     try:
-        return datetime.strptime(str(value), "%d-%m-%Y %H:%M:%S").replace(tzinfo=UTC)
+        text = orjson.dumps(parsed)  # refuses what is nested too deep
+    except orjson.JSONEncodeError:
+        return None
+    return parsed if isinstance(parsed, list) and b"\\u0000" not in text else None
+
+
+def _moment(value: Any) -> datetime | None:
+    """Read 'dd-MM-yyyy HH:mm:ss', which is UTC, of a year that every time zone can name."""
+    try:
+        moment = datetime.strptime(str(value), "%d-%m-%Y %H:%M:%S").replace(tzinfo=UTC)
     except ValueError:
         return None
+    return moment if moment.year in _YEARS else None

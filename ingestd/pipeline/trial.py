@@ -78,6 +78,7 @@ def _read_through(
         uuid.UUID(int=0),
         max_entries=terms.max_entries,
         max_json_depth=terms.max_json_depth,
+        max_field_bytes=terms.max_field_bytes,
         raw_text_bytes=terms.raw_text_bytes,
     )
     with source.open(csv) as stream:

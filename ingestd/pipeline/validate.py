@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any, Literal, NoReturn, Required
 
 import orjson
@@ -24,6 +25,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    TypeAdapter,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
@@ -54,15 +56,19 @@ _VALUE_CHARACTERS = 200
 _PERSONS = range(1 << 31)
 
 _CHEAP_CHARACTERS = 1 << 16
+_MOST_FINDINGS = 1_000
 MAX_ENTRIES = 200_000
 MAX_JSON_DEPTH = 64
+MAX_FIELD_BYTES = 1 << 25
 # A plain entry is one object of two commas and eight quotes. More than that leaves
 # room for keys nobody has seen, and still bounds what parsing may cost.
 _COMMAS_AN_ENTRY, _QUOTES_AN_ENTRY = 8, 16
 
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
-_STRING_OR_SEMICOLON = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z)|;', re.DOTALL)
+# A string that never ends goes on to the end, a last lone backslash included: were it
+# no match, each quote in it would be tried as a beginning, in quadratic time.
+_STRING_OR_SEMICOLON = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|;', re.DOTALL)
 # Numbers that PostgreSQL or a reader of 64 bits might not hold.
 _ODD_NUMBER = re.compile(r"[0-9]{19}|[eE.][-+]?[0-9]")
 _NUMBER = re.compile(r"-?[0-9][0-9.eE+-]*")
@@ -155,7 +161,23 @@ def _entries(text: str) -> list[Any]:
     for entry in value:
         if not isinstance(entry, dict):
             raise PydanticCustomError("dict_type", "an entry is not a JSON object")
+    if len(value) > _MOST_FINDINGS:
+        _refuse_first_bad(value)
     return value
+
+
+def _refuse_first_bad(entries: list[Any]) -> None:
+    """Stop at the first bad entry of many: a finding for each costs a hundred times the row."""
+    for start in range(0, len(entries), _MOST_FINDINGS):
+        try:
+            _SOME_ENTRIES.validate_python(entries[start : start + _MOST_FINDINGS])
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            index, *rest = first["loc"]
+            place = ".".join(map(str, (start + int(index), *rest)))
+            told = {"place": place, "why": first["msg"]}
+            # Of the kind that it has in a short list.
+            raise PydanticCustomError(first["type"], "entry {place}: {why}", told) from None
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -189,6 +211,7 @@ class Entry(TypedDict, total=False):
 
 
 Params = Mapping[str, Entry]
+_SOME_ENTRIES = TypeAdapter(list[Entry])
 
 
 class TransactionRow(BaseModel):
@@ -292,12 +315,14 @@ class Validator:
         max_entries: int,
         raw_text_bytes: int,
         max_json_depth: int = MAX_JSON_DEPTH,
+        max_field_bytes: int = MAX_FIELD_BYTES,
     ) -> None:
         """Set what all rows of a file share."""
         self._prefix = constituency_prefix(contract_id)
         self._constituency_id = constituency_id
         self._max_entries = max_entries
         self._max_json_depth = max_json_depth
+        self._max_field_bytes = max_field_bytes
         self._raw_text_bytes = raw_text_bytes
 
     def check(self, row: Row) -> Outcome:
@@ -316,6 +341,8 @@ class Validator:
         if row.raw[tail + 1 :].strip() == b"-1":
             return self._rollback(row)
         cells = split_cells(_text_of(row))
+        if len(row.raw) > self._max_field_bytes:
+            self._refuse_long_cells(cells)
         fields = parse_row(cells, self._max_entries, self._max_json_depth)
         return Record(
             row.line,
@@ -326,6 +353,12 @@ class Validator:
             hashlib.sha256(row.raw[head:tail]).digest()[:16],
             self._values(fields, cells),
         )
+
+    def _refuse_long_cells(self, cells: list[str]) -> None:
+        for column, cell in zip(COLUMNS, cells, strict=True):
+            if len(cell.encode()) > self._max_field_bytes:
+                reason = f"longer than max_field_bytes = {self._max_field_bytes}"
+                raise _Refusal(column, "field_bytes", _short(cell), reason)
 
     def _rollback(self, row: Row) -> Record:
         """A −1 row needs only its id: it takes back, it never tells."""
@@ -383,6 +416,11 @@ def storable(text: str) -> str:
     return text.replace("\x00", "\\x00")
 
 
+def storable_text(text: str) -> str:
+    """Write out all that no database keeps, halves of characters included."""
+    return storable(text.encode("utf-8", "backslashreplace").decode())
+
+
 def _text_of(row: Row) -> str:
     try:
         text = row.raw.decode()
@@ -412,13 +450,12 @@ def split_cells(text: str) -> list[str]:
 def _put_together(text: str) -> list[str]:
     """Split a row with raw semicolons in its JSON: those inside strings part nothing.
 
-    One pass, however many there are.
+    One pass, which ends at the first border too many.
     """
     *first, rest = text.split(";", _FIRST_JSON)
     body, _, last = rest.rpartition(";")
-    borders = [
-        match.start() for match in _STRING_OR_SEMICOLON.finditer(body) if match.group() == ";"
-    ]
+    between = (match.start() for match in _STRING_OR_SEMICOLON.finditer(body) if match[0] == ";")
+    borders = list(islice(between, _LAST_JSON - _FIRST_JSON + 1))
     if len(borders) != _LAST_JSON - _FIRST_JSON:
         _refuse_columns(text.count(";") + 1)
     params_end, diff_end = borders
@@ -441,7 +478,8 @@ def parse_row(
     cells: list[str], max_entries: int = MAX_ENTRIES, max_depth: int = MAX_JSON_DEPTH
 ) -> TransactionRow:
     """Check the columns of a +1 row with the Pydantic model; the first finding is the reject's."""
-    if len(cells[8]) + len(cells[9]) + len(cells[10]) > _CHEAP_CHARACTERS:
+    is_dear = len(cells[8]) + len(cells[9]) + len(cells[10]) > _CHEAP_CHARACTERS
+    if is_dear:
         # Before parsing, which is what too much JSON makes dear.
         for index in range(_FIRST_JSON, _LAST_JSON + 1):
             _refuse_wild(cells, index, max_entries, max_depth)
@@ -451,6 +489,8 @@ def parse_row(
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise _Refusal(field, first["type"], _short(first["input"]), first["msg"]) from None
+    if is_dear:
+        return fields
     for index, entries in enumerate((fields.params, fields.diff), _FIRST_JSON):
         if len(entries) > max_entries or not _is_plain(entries, cells[index]):
             _refuse_wild(cells, index, max_entries, max_depth)
@@ -523,7 +563,7 @@ def _can_be_held(number: str) -> bool:
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
-    return storable(text[:_VALUE_CHARACTERS].encode("utf-8", "backslashreplace").decode())
+    return storable_text(text[:_VALUE_CHARACTERS])
 
 
 def operation_of(tx_type: str, params: Params) -> str:
