@@ -502,16 +502,37 @@ def _unknown_operations(
 
 def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
     """Raise the alert of a quarantined job, or clear it when the job is no longer there."""
-    subject = f"{job.contract_id or '-'}:{job.sha256}"
-    findings = []
-    if job.status == JobState.QUARANTINED:
-        findings = [
-            rules.file_rejected(
-                job.name,
-                subject=subject,
-                reason=job.first_error_message or "",
-                line=job.first_error_line,
-                sha256=job.sha256,
-            )
-        ]
-    _Settlement(session, job.constituency_id, now)("file_rejected", findings, among=[subject])
+    findings = [_refusal(job)] if job.status == JobState.QUARANTINED else []
+    settle = _Settlement(session, job.constituency_id, now)
+    settle("file_rejected", findings, among=[_refused_subject(job)])
+
+
+def note_forgotten_file(session: Session, job: FileProcessing, now: datetime) -> None:
+    """Clear the alert of a quarantined job that was forgotten, unless its bytes are here twice."""
+    findings = [_refusal(other) for other in _refused(session, job.constituency_id)]
+    subject = _refused_subject(job)
+    left = [finding for finding in findings if finding.subject == subject][:1]
+    _Settlement(session, job.constituency_id, now)("file_rejected", left, among=[subject])
+
+
+def _refused(session: Session, constituency_id: uuid.UUID | None) -> list[FileProcessing]:
+    job = FileProcessing
+    whose = job.constituency_id == constituency_id
+    if constituency_id is None:
+        whose = job.constituency_id.is_(None)
+    query = select(job).where(whose, job.status == JobState.QUARANTINED).order_by(job.id)
+    return list(session.scalars(query))
+
+
+def _refused_subject(job: FileProcessing) -> str:
+    return f"{job.contract_id or '-'}:{job.sha256}"
+
+
+def _refusal(job: FileProcessing) -> Finding:
+    return rules.file_rejected(
+        job.name,
+        subject=_refused_subject(job),
+        reason=job.first_error_message or "",
+        line=job.first_error_line,
+        sha256=job.sha256,
+    )

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,12 +26,14 @@ from ingestd.models import FileProcessing, Reject, table_of
 from ingestd.pipeline import validate
 from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.slot import Slot
+from ingestd.pipeline.touched import chunks
 
 _jobs = table_of(FileProcessing)
 _NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
 _MOST_ERROR_CHARACTERS = 2_000
 _DEAD = "dead"
 _OWNER = re.compile(r"(.*?):(\d+)(?::(\d+))?")
+_JOBS_AT_ONCE = 500
 _SPELT_OUT = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -139,7 +141,8 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
     """
     if delivery.contract_id is None:
         key = _own_id(delivery)
-        nameless = session.get(FileProcessing, key) or _new_job(session, delivery, now, key)
+        nameless = session.get(FileProcessing, key) or _asked_again(session, delivery)
+        nameless = nameless or _new_job(session, delivery, now, key)
         if nameless.status in (JobState.VANISHED, JobState.QUARANTINED):
             move(session, nameless, JobState.PENDING, attempts=0, discovered_at=now)
         return nameless
@@ -166,6 +169,20 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
     move(session, job, JobState.PENDING, **again)
     _point_at(session, job, delivery)
     return job
+
+
+def _asked_again(session: Session, delivery: Delivery) -> FileProcessing | None:
+    """Find the job of a file without contract that a person put back: its stamp is another now."""
+    return session.scalars(
+        select(FileProcessing).where(
+            FileProcessing.path == delivery.path,
+            FileProcessing.root == delivery.root,
+            FileProcessing.stamp == delivery.stamp,
+            FileProcessing.sha256 == delivery.sha256,
+            FileProcessing.contract_id.is_(None),
+            FileProcessing.status == JobState.PENDING,
+        )
+    ).first()
 
 
 def _same_bytes(session: Session, delivery: Delivery) -> FileProcessing | None:
@@ -506,8 +523,9 @@ def make_newest_current(session: Session, publications: Sequence[FileProcessing]
     newest = publications[-1]
     has_changed = False
     for older, job in zip([None, *publications], publications, strict=False):
-        if older is not None and job.supersedes_id != older.id:
-            job.supersedes_id = older.id
+        before_it = older.id if older is not None else None
+        if job.supersedes_id != before_it:
+            job.supersedes_id = before_it
             session.flush()
         wanted = JobState.COMPLETED if job is newest else JobState.SUPERSEDED
         if job.status != wanted:
@@ -645,6 +663,85 @@ def forget_attempt(session: Session, job: FileProcessing) -> None:
     session.refresh(job)
 
 
+def rewrite_books(
+    session: Session,
+    job: FileProcessing,
+    *,
+    books: Books,
+    touched: dict[str, Any],
+    checkpoint: tuple[int, int] | None = None,
+) -> None:
+    """Write the books of a delivered job anew, after rows of it were replayed or read again."""
+    values: dict[str, Any] = {**books.as_columns(), "touched": touched}
+    if checkpoint is not None:
+        values |= {"checkpoint_byte": checkpoint[0], "checkpoint_line": checkpoint[1]}
+    session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id == job.id)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    _now_holds(job, **values)
+
+
+def rejects_at(session: Session, job: FileProcessing, lines: Sequence[int]) -> dict[int, Reject]:
+    """Give the rejects of a job at these lines, and hold them until the commit."""
+    query = select(Reject).where(Reject.file_id == job.id, Reject.line_number.in_(lines))
+    return {reject.line_number: reject for reject in session.scalars(query.with_for_update())}
+
+
+def note_replayed(session: Session, reject: Reject, text: str, *, now: datetime) -> None:
+    """Note on a reject what it was mended to; what was refused stays."""
+    reject.replayed_at, reject.replayed_text = now, text
+    session.flush()
+
+
+def duplicates_of(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """Give the jobs whose bytes were delivered by this one."""
+    query = select(FileProcessing).where(FileProcessing.duplicate_of_id == job.id)
+    return list(session.scalars(query.order_by(FileProcessing.id)))
+
+
+def count_rejects(session: Session, job: FileProcessing) -> int:
+    """Count the refused rows of a job, mended ones too."""
+    query = select(func.count()).where(Reject.file_id == job.id)
+    return session.scalar(query) or 0
+
+
+def jobs_of(session: Session, constituency_id: uuid.UUID) -> Iterator[FileProcessing]:
+    """Walk the jobs of a constituency, duplicates too."""
+    query = select(FileProcessing).where(FileProcessing.constituency_id == constituency_id)
+    yield from session.scalars(query.execution_options(yield_per=_JOBS_AT_ONCE))
+
+
+def forget(session: Session, jobs: Sequence[FileProcessing]) -> None:
+    """Delete jobs and their rejects; their rows were undone before."""
+    ids = [job.id for job in jobs]
+    for chunk in chunks(ids):
+        session.execute(delete(Reject).where(Reject.file_id.in_(chunk)))
+        session.execute(
+            delete(FileProcessing)
+            .where(FileProcessing.id.in_(chunk))
+            .execution_options(synchronize_session=False)
+        )
+
+
+def twins_set_free(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """Find what `job`, which is gone now, had outdone: its twins without a slot in their name."""
+    if job.size == 0 or job.slot is None:
+        return []
+    twins = session.scalars(
+        select(FileProcessing).where(
+            FileProcessing.sha256 == job.sha256,
+            FileProcessing.contract_id == job.contract_id,
+            FileProcessing.status.in_(DELIVERED),
+        )
+    ).all()
+    if any(twin.slot is not None for twin in twins):
+        return []
+    return [twin for twin in twins if twin.status == JobState.SUPERSEDED]
+
+
 def ask_again(session: Session, job: FileProcessing, *, now: datetime) -> None:
     """Put a failed, quarantined or vanished job back into the queue, as a person asks.
 
@@ -655,6 +752,30 @@ def ask_again(session: Session, job: FileProcessing, *, now: datetime) -> None:
     """
     session.refresh(job)
     move(session, job, JobState.PENDING, attempts=0, retry_at=None, discovered_at=now)
+
+
+def note_put_back(session: Session, job: FileProcessing, stamp: str) -> None:
+    """Note that the file of a job, and of its neighbours in one ZIP, lies in the inbox again.
+
+    A move changes the stamp, by which the file is known.
+    """
+    session.execute(
+        update(FileProcessing)
+        .where(
+            FileProcessing.path == job.path,
+            FileProcessing.root == job.root,
+            FileProcessing.archived_to == job.archived_to,
+        )
+        .values(stamp=stamp, archived_to=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def tell_by(
+    session: Session, container: FileProcessing, member: FileProcessing, now: datetime
+) -> None:
+    """Close the job of a container that could not be opened once: its members have jobs now."""
+    move(session, container, JobState.DUPLICATE, finished_at=now, duplicate_of_id=member.id)
 
 
 def vanish(session: Session, job: FileProcessing, *, now: datetime) -> None:
@@ -698,18 +819,23 @@ def last_at(session: Session, root: str, paths: Sequence[str]) -> dict[str, list
 
 
 def is_there(job: FileProcessing) -> bool:
-    r"""Look whether the very file of a job still lies where it was found.
-
-    `path` is a label: a byte that is not UTF-8 stands there spelt out, as `\xe9`.
-    """
-    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), job.path.encode())
-    for label in (job.path.encode(), meant):
+    """Look whether the very file of a job still lies where it was found."""
+    for path in paths_of(job.path):
         try:
-            if stamp_of(Path(job.root, os.fsdecode(label)).stat()) == job.stamp:
+            if stamp_of(Path(job.root, path).stat()) == job.stamp:
                 return True
         except (FileNotFoundError, NotADirectoryError):
             continue
     return False
+
+
+def paths_of(label: str) -> tuple[Path, Path]:
+    r"""Name the paths that a label may mean.
+
+    A byte that is not UTF-8 stands there spelt out, as `\xe9`, like a name that is written so.
+    """
+    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), label.encode())
+    return Path(label), Path(os.fsdecode(meant))
 
 
 def is_gone(job: FileProcessing) -> bool:
