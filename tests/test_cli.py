@@ -44,7 +44,7 @@ FORGERY = "\x1b[2J\x9b31m\u202e[bold]ok"
 COMMANDS = [
     *("init", "run", "once", "try", "check", "status", "jobs", "jobs show", "jobs make-current"),
     *("jobs forget", "rejects", "rejects export", "rejects replay", "retry", "audit"),
-    *("alerts", "stats", "simulate"),
+    *("alerts", "stats", "fsck", "simulate"),
     *("db upgrade", "db downgrade", "db current", "db check"),
 ]
 

@@ -468,7 +468,6 @@ def _changed(session: Session, older: uuid.UUID, newer: uuid.UUID) -> list[uuid.
 def _unknown_operations(
     session: Session, constituency_id: uuid.UUID, now: datetime, *, has_history: bool
 ) -> None:
-    t = transaction.c
     found = set(session.scalars(_UNKNOWN_OPERATIONS, {"constituency": constituency_id}))
     if has_history:
         # The one that raised it may show another content by now.
@@ -485,19 +484,22 @@ def _unknown_operations(
     if is_postgresql(session):
         session.execute(text("SELECT pg_advisory_xact_lock(7002)"))
     for operation in sorted(found):
-        whose = (t.type == operation, _NOT_BALLOTS, t.status.in_(ON_CHAIN))
-        number, constituencies = session.execute(
-            select(func.count(), func.count(t.constituency_id.distinct())).where(*whose)
-        ).one()
-        first = session.execute(
-            select(t.tx_id, t.timestamp).where(*whose).order_by(t.timestamp, t.tx_id).limit(1)
-        ).one_or_none()
-        findings = (
-            [rules.unknown_operation(operation, number, constituencies, (first[0], first[1]))]
-            if first
-            else []
-        )
+        findings = _operation_findings(session, operation)
         _Settlement(session, None, now)("unknown_operation", findings, among=[operation])
+
+
+def _operation_findings(session: Session, operation: str) -> list[Finding]:
+    t = transaction.c
+    whose = (t.type == operation, _NOT_BALLOTS, t.status.in_(ON_CHAIN))
+    number, constituencies = session.execute(
+        select(func.count(), func.count(t.constituency_id.distinct())).where(*whose)
+    ).one()
+    first = session.execute(
+        select(t.tx_id, t.timestamp).where(*whose).order_by(t.timestamp, t.tx_id).limit(1)
+    ).one_or_none()
+    if first is None:
+        return []
+    return [rules.unknown_operation(operation, number, constituencies, (first[0], first[1]))]
 
 
 def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
@@ -536,3 +538,58 @@ def _refusal(job: FileProcessing) -> Finding:
         line=job.first_error_line,
         sha256=job.sha256,
     )
+
+
+def review(
+    session: Session, constituency_id: uuid.UUID | None, rolled_up: RolledUp | None
+) -> list[Finding]:
+    """Tell what all rules find in a constituency, or outside of all, and write nothing.
+
+    `rolled_up` is about all its hours, with all revotes; None outside.
+    """
+    refused = {_refused_subject(job): job for job in _refused(session, constituency_id)}
+    findings = [_refusal(job) for job in refused.values()]
+    if constituency_id is None or rolled_up is None:
+        t = transaction.c
+        unknown = select(t.type).where(_NOT_BALLOTS, t.type.not_in(OPERATIONS)).distinct()
+        for operation in sorted(session.scalars(unknown)):
+            findings += _operation_findings(session, operation)
+        return findings
+    totals = _totals(session, constituency_id, rolled_up)
+    return [
+        *findings,
+        *_votes_exceed(session, constituency_id, totals),
+        *rules.turnout_over_registered(totals),
+        *rules.duplicate_vote_key(totals, rolled_up.revotes),
+        *_rewritten(session, constituency_id),
+        *_withdrawn(session, constituency_id),
+        *_republished(session, constituency_id),
+    ]
+
+
+def is_said(alert: Alert, finding: Finding) -> bool:
+    """Say whether the engine's side of an alert is what a finding says."""
+    said = _said(finding) | {"alert_class": rules.CLASSES.get(finding.rule)}
+    return all(getattr(alert, name) == value for name, value in said.items())
+
+
+def open_alerts(session: Session, constituency_id: uuid.UUID | None) -> list[Alert]:
+    """Give the open alerts of a constituency, or those of none."""
+    whose = Alert.constituency_id == constituency_id
+    if constituency_id is None:
+        whose = Alert.constituency_id.is_(None)
+    return list(session.scalars(select(Alert).where(whose, Alert.cleared_at.is_(None))))
+
+
+def set_right(
+    session: Session, constituency_id: uuid.UUID | None, rolled_up: RolledUp | None, now: datetime
+) -> None:
+    """Let the alerts of a constituency say what all rules find, whatever they say now."""
+    findings = review(session, constituency_id, rolled_up)
+    rows = open_alerts(session, constituency_id)
+    for rule in sorted({alert.type for alert in rows} | {each.rule for each in findings}):
+        settle = _Settlement(session, constituency_id, now)
+        settle(rule, [each for each in findings if each.rule == rule])
+    for alert in rows:
+        alert.alert_class = rules.CLASSES.get(alert.type, alert.alert_class)
+    session.flush()

@@ -20,7 +20,7 @@ from ingestd.pipeline.step import Step
 
 log = structlog.get_logger()
 
-_REASON_SUFFIX = ".reason.txt"
+REASON_SUFFIX = ".reason.txt"
 _MOST_NAME_BYTES = 255
 
 
@@ -44,7 +44,7 @@ def put_away(
     target = free_name(folder / relative)
     target.parent.mkdir(parents=True, exist_ok=True)
     if reason:
-        _write_reason(target, reason)
+        write_reason(target, reason)
         on_step(Step.EXPLAINED)
     try:
         path.rename(target)
@@ -137,10 +137,10 @@ def _beside(target: Path, stem: str, tail: str) -> Path:
     return target.with_name(stem + tail)
 
 
-def _write_reason(target: Path, lines: Sequence[str]) -> None:
+def write_reason(target: Path, lines: Sequence[str]) -> None:
     """Write why a file was refused and what to do; a crash may have left the same text here."""
     text = "\n".join(lines) + "\n"
-    reason = _beside(target, target.name, _REASON_SUFFIX)
+    reason = _beside(target, target.name, REASON_SUFFIX)
     if reason.is_file() and reason.read_text(encoding="utf-8", errors="replace") == text:
         return
     reason = free_name(reason)

@@ -745,7 +745,7 @@ class Ingest:
             return jobs
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
-        reason = self._reasons(refused) if refused else ()
+        reason = self.reasons(refused) if refused else ()
         with writers_kept_out(found.path) as writers:
             # Whoever writes it now writes what was never read: it stays, and is looked at anew.
             if writers is Writers.SOME or not source.is_unchanged():
@@ -773,7 +773,8 @@ class Ingest:
                     ledger.note_archived(session, jobs, label_of(target))
             self._moved.clear()
 
-    def _reasons(self, refused: list[FileProcessing]) -> list[str]:
+    def reasons(self, refused: list[FileProcessing]) -> list[str]:
+        """Write down why jobs were refused, and what to do."""
         lines = ["ingestd refused this file; nothing of what is named here was stored.", ""]
         for job in refused[:_REASONS_TOLD]:
             lines += [

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -500,6 +500,17 @@ def outdone(
     ]
 
 
+def is_outdone(session: Session, job: FileProcessing) -> bool:
+    """Say whether the bytes of a job without a slot are here with one."""
+    query = select(FileProcessing.id).where(
+        FileProcessing.sha256 == job.sha256,
+        FileProcessing.contract_id == job.contract_id,
+        FileProcessing.status.in_(DELIVERED),
+        FileProcessing.slot.is_not(None),
+    )
+    return job.size > 0 and session.scalar(query.limit(1)) is not None
+
+
 def refuse_foreign(job: FileProcessing, *, owner: str, now: datetime) -> None:
     """Refuse to touch a job that is final, or that another process holds.
 
@@ -543,22 +554,26 @@ def release(session: Session, job: FileProcessing, *, owner: str) -> None:
 
 def release_dead(session: Session, *, now: datetime, owner: str) -> int:
     """Free the jobs whose owner is gone: the lease is over, or it was a process of this host."""
-    host = _host_and_pid(owner)[0]
     held = session.scalars(
         select(FileProcessing).where(FileProcessing.status == JobState.PROCESSING)
     )
     count = 0
     for job in held:
-        if job.owner == owner:
-            continue
-        is_over = job.lease_until is None or job.lease_until < now
-        if is_over or _is_dead_neighbour(job.owner or "", host):
+        if is_abandoned(job, now=now, owner=owner):
             try:
                 move(session, job, JobState.PENDING, owner=None, lease_until=None)
             except LostClaim:  # it moved on by itself, or another process was quicker
                 continue
             count += 1
     return count
+
+
+def is_abandoned(job: FileProcessing, *, now: datetime, owner: str) -> bool:
+    """Say whether nobody works on a job in work any more: its lease or its process is over."""
+    if job.status != JobState.PROCESSING or job.owner == owner:
+        return False
+    is_over = job.lease_until is None or job.lease_until < now
+    return is_over or _is_dead_neighbour(job.owner or "", _host_and_pid(owner)[0])
 
 
 def _is_dead_neighbour(owner: str, host: str) -> bool:
@@ -682,6 +697,29 @@ def rewrite_books(
         .execution_options(synchronize_session=False)
     )
     _now_holds(job, **values)
+
+
+def restate(session: Session, job: FileProcessing, values: Mapping[str, Any]) -> None:
+    """Put back what is proved of a job: whereabouts and identity, never its state."""
+    session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id == job.id)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    _now_holds(job, **values)
+
+
+def refused_lines(session: Session, job: FileProcessing, lines: Sequence[int]) -> list[int]:
+    """Tell which of a batch's lines, in order, are kept as rejects that nobody mended."""
+    if not lines:
+        return []
+    query = select(Reject.line_number).where(
+        Reject.file_id == job.id,
+        Reject.line_number.between(lines[0], lines[-1]),
+        Reject.replayed_at.is_(None),
+    )
+    return list(session.scalars(query))
 
 
 def rejects_at(session: Session, job: FileProcessing, lines: Sequence[int]) -> dict[int, Reject]:

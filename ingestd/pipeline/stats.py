@@ -143,6 +143,41 @@ def drop_if_unused(session: Session, constituency_id: uuid.UUID) -> None:
         session.delete(constituency)
 
 
+def everything(session: Session, constituency_id: uuid.UUID) -> Touched:
+    """All hours and slots of a constituency: those with transactions, and those with counts."""
+    hour = _hour_text(is_on_postgresql=is_postgresql(session)).label("hour")
+    mine = select(hour).where(transaction.c.constituency_id == constituency_id).distinct()
+    hours = {_hour_from(text) for text in session.scalars(mine)}
+    counted = select(hourly.c.hour).where(hourly.c.constituency_id == constituency_id)
+    hours |= {hour_of(moment) for moment in session.scalars(counted)}
+    slots = session.scalars(
+        select(FileProcessing.slot)
+        .where(
+            FileProcessing.constituency_id == constituency_id,
+            FileProcessing.is_cumulative.is_(False),
+            FileProcessing.slot.is_not(None),
+        )
+        .distinct()
+    )
+    return Touched(hours, {slot for slot in slots if slot})
+
+
+def hours_of_file(session: Session, constituency_id: uuid.UUID, file_id: uuid.UUID) -> set[int]:
+    """The hours in which rows of a file stand, whatever its job says; reads all rows."""
+    t = transaction.c
+    hour = _hour_text(is_on_postgresql=is_postgresql(session)).label("hour")
+    mine = select(hour).where(t.constituency_id == constituency_id, t.file_id == file_id)
+    return {_hour_from(text) for text in session.scalars(mine.distinct())}
+
+
+def totals_of(session: Session, constituency_id: uuid.UUID) -> dict[str, int | None]:
+    """The totals of a constituency as they stand."""
+    names = ("registered_voters", "bulletins_issued", "votes_cast", "votes_rejected")
+    c = Constituency
+    query = select(*(getattr(c, name) for name in names)).where(c.id == constituency_id)
+    return dict(session.execute(query).one()._asdict())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolledUp:
     """What a constituency comes to now, for the rules; `sums` over all its hours."""
