@@ -8,6 +8,7 @@
     ├── NotPutAway                nothing: its rows are in the tables, it waits where it lies
     ├── StopRequested             nothing: the job is handed back at its checkpoint
     ├── LostClaim                 nothing: another worker has the job
+    ├── CannotAmend               nothing: what a person asks does not fit the job
     ├── SchemaMismatch            the daemon: the database must be upgraded first
     └── StorageFault              nothing: database or disk is away; try again later
 
@@ -83,6 +84,10 @@ class StopRequested(IngestError):
 
 class LostClaim(IngestError):
     """The job moved under us: the database refused the move that we asked for."""
+
+
+class CannotAmend(IngestError):
+    """What a person asks for does not fit the job as it stands; the sentence says what would."""
 
 
 class SchemaMismatch(IngestError):

@@ -100,7 +100,7 @@ def test_an_alert_is_raised_once_through_kills_restarts_and_the_same_files_again
         (inbox / voting.name(5 + kill)).write_bytes(csv_of(voting.ballots(5 + kill, 150)))
         soon(partial(is_in_work, migrated_url))
         daemon.kill()
-        daemon = start_on_each(WATCH__SETTLE_SECONDS="0", INGEST__BATCH_ROWS="50")
+        daemon = start_on_each(WATCH__SETTLE_SECONDS="0", INGEST__BATCH_ROWS="2")
         soon(lambda: is_empty(inbox))
     assert 0 == daemon.stop()
     assert found == alerts_on(migrated_url)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ingestd.cli import app, screen
 from ingestd.config import load_settings
 from ingestd.db import make_engine, make_sessions
 from ingestd.simulate import Plan, Truth, simulate
-from tests.conftest import DATABASES, PostgreSQL
+from tests.conftest import DATABASES, PostgreSQL, Voting, csv_of
 
 PLAN = Plan(
     constituencies=3,
@@ -42,7 +43,8 @@ FORGERY = "\x1b[2J\x9b31m\u202e[bold]ok"
 
 COMMANDS = [
     *("init", "run", "once", "try", "check", "status", "jobs", "jobs show", "jobs make-current"),
-    *("rejects", "retry", "alerts", "stats", "simulate"),
+    *("jobs forget", "rejects", "rejects export", "rejects replay", "retry", "audit"),
+    *("alerts", "stats", "fsck", "simulate"),
     *("db upgrade", "db downgrade", "db current", "db check"),
 ]
 
@@ -614,6 +616,92 @@ def test_a_file_is_taken_on_its_second_chance(
     monkeypatch.setenv("INGESTD_INGEST__MAX_REJECT_RATIO", "1")
 
     assert on_database("once", "--json").json["files"] == {"completed": 1}
+
+
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_a_zip_that_was_refused_is_asked_for_again_by_its_own_job(
+    on_database: Ingestd,
+    folder: Path,
+    simulated: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_opened: bool,
+) -> None:
+    """Refused once more it is the same job; opened now, it names the job of its first member."""
+    (folder / "inbox").mkdir()
+    csv_file = next((simulated / "drop").rglob("*.csv"))
+    with zipfile.ZipFile(folder / "inbox" / "hour.zip", "w") as packed:
+        packed.write(csv_file, csv_file.name)
+    monkeypatch.setenv("INGESTD_LIMITS__MAX_MEMBER_BYTES", "10")
+    on_database("once")
+    (asked,) = on_database("jobs", "--json").json["items"]
+    assert asked["status"] == "quarantined"
+    assert on_database("retry", asked["id"]).status == 0
+    if is_opened:
+        monkeypatch.delenv("INGESTD_LIMITS__MAX_MEMBER_BYTES")
+
+    on_database("once")
+
+    jobs = {job["id"]: job for job in on_database("jobs", "--json").json["items"]}
+    wanted = {"duplicate", "completed"} if is_opened else {"quarantined"}
+    assert {job["status"] for job in jobs.values()} == wanted
+    assert jobs[asked["id"]]["status"] == ("duplicate" if is_opened else "quarantined")
+    assert on_database("alerts", "--json").json["total"] == (0 if is_opened else 1)
+    assert not list((folder / "inbox").iterdir())
+
+
+def test_refused_rows_are_exported_mended_and_replayed(
+    on_database: Ingestd, folder: Path, voting: Voting
+) -> None:
+    """A person edits the text in the exported CSV; doing it twice changes nothing."""
+    row, *others = voting.ballots(8, 4)
+    (folder / voting.name(8)).write_bytes(csv_of(["=cmd" + row[4:], *others]))
+    on_database("once", folder / voting.name(8))
+    (job,) = on_database("jobs", "--json").json["items"]
+    assert job["rows_rejected"] == 1
+
+    exported = on_database("rejects", "export", job["id"]).out
+    assert not any(
+        cell.startswith("=") for cells in csv.reader([*exported.splitlines()]) for cell in cells
+    )
+    (folder / "bad.csv").write_text(exported.replace("=cmd", row[:4]))
+    answer = on_database("rejects", "replay", "bad.csv", "--json")
+
+    assert (answer.status, answer.json["rows"]) == (0, {"stored": 1})
+    assert on_database("jobs", "show", job["id"], "--json").json["rows_rejected"] == 0
+    again = on_database("rejects", "replay", "bad.csv", "--json")
+    assert (again.status, again.json["rows"]) == (0, {"replayed before": 1})
+    (deed,) = on_database("audit", "--json").json["items"]
+    assert (deed["who"], deed["action"]) == (getpass.getuser(), "replay")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "a,b\n1,2\n", "job,line,text\nx,1,y\n", 'job,line,text\n"', "job,line,text\n\xff"],
+)
+def test_what_is_no_export_is_2(filled: Ingestd, folder: Path, content: str) -> None:
+    """One sentence says what is wrong with the file."""
+    (folder / "bad.csv").write_bytes(content.encode("latin-1"))
+    answer = filled("rejects", "replay", "bad.csv")
+    assert (answer.status, is_quiet(answer)) == (2, True)
+
+
+def test_a_file_is_forgotten_only_when_it_is_meant(on_database: Ingestd, simulated: Path) -> None:
+    """Without a terminal it takes --yes; the audit log keeps the job as it was."""
+    on_database("once", simulated / "drop")
+    job = on_database("jobs", "--state", "completed", "--json").json["items"][0]
+    assert on_database("jobs", "forget", job["id"]).status == 2
+    assert on_database("jobs", "show", job["id"]).status == 0
+
+    assert on_database("jobs", "forget", job["id"], "--yes").status == 0
+
+    assert on_database("jobs", "show", job["id"]).status == 2
+    (deed,) = on_database("audit", "--json").json["items"]
+    assert ("forget", job["id"]) == (deed["action"], deed["subject"])
+    assert (job["sha256"], job["rows_read"]) == (
+        deed["before"]["sha256"],
+        deed["before"]["rows_read"],
+    )
+    assert "forget" in on_database("audit").out
 
 
 def test_retry_of_a_completed_job_is_a_finding(filled: Ingestd) -> None:

@@ -202,11 +202,12 @@ def test_an_older_schema_is_left_alone_until_somebody_upgrades_it(
     """The message names the command, and the command does it."""
     newer = tmp_path / "migrations"
     shutil.copytree(migrate._folder(), newer)  # noqa: SLF001 - a program with one migration more
-    (newer / "versions" / "0002_next.py").write_text(
-        "revision = '0002'\ndown_revision = '0001'\n\ndef upgrade():\n    pass\n"
+    ours = migrate.head()
+    (newer / "versions" / "next.py").write_text(
+        f"revision = 'next'\ndown_revision = '{ours}'\n\ndef upgrade():\n    pass\n"
     )
     monkeypatch.setattr(migrate, "_folder", lambda: newer)
-    with pytest.raises(SchemaMismatch, match=r"is 0001.* needs 0002.*`ingestd db upgrade`"):
+    with pytest.raises(SchemaMismatch, match=rf"is {ours}.* needs next.*`ingestd db upgrade`"):
         migrate.ensure_current(migrated, database_url)
     migrate.upgrade(database_url)
     migrate.ensure_current(migrated, database_url)
@@ -252,8 +253,9 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     """All the way in one commit, on SQLite too."""
     broken = tmp_path / "migrations"
     shutil.copytree(migrate._folder(), broken)  # noqa: SLF001 - a program with a bad migration
-    (broken / "versions" / "0002_broken.py").write_text(
-        "revision = '0002'\ndown_revision = '0001'\n\ndef upgrade():\n    raise OSError('no')\n"
+    (broken / "versions" / "broken.py").write_text(
+        f"revision = 'broken'\ndown_revision = '{migrate.head()}'\n\n"
+        "def upgrade():\n    raise OSError('no')\n"
     )
     monkeypatch.setattr(migrate, "_folder", lambda: broken)
     with pytest.raises(OSError, match="no"):

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ingestd.cli import check, findings, jobs, schema, simulation, status, work
+from ingestd.cli import check, findings, fsck, jobs, rejects, schema, simulation, status, work
 from ingestd.cli.flags import HELP_NAMES, Config, DatabaseUrl, Debug, Flags
 
 app = typer.Typer(
@@ -56,7 +56,9 @@ work.add_to(app)
 check.add_to(app)
 status.add_to(app)
 jobs.add_to(app)
+rejects.add_to(app)
 findings.add_to(app)
+fsck.add_to(app)
 simulation.add_to(app)
 schema.add_to(app)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, inspect, make_url
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd import migrate
 from ingestd.config import ConfigError, redacted_url
@@ -24,13 +24,16 @@ def reading(settings: Settings) -> Iterator[Session]:
 
     Raises ConfigError where there is no database yet, SchemaMismatch for another schema.
     """
-    with opened(settings, writer=False) as engine:
-        options: dict[str, object] = {}
-        if engine.dialect.name == "postgresql":
-            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        sessions = make_sessions(engine.execution_options(**options))
-        with sessions.begin() as session:
-            yield session
+    with opened(settings, writer=False) as engine, readers(engine).begin() as session:
+        yield session
+
+
+def readers(engine: Engine) -> sessionmaker[Session]:
+    """Sessions that write nothing, each of which sees one moment of the database."""
+    options: dict[str, object] = {}
+    if engine.dialect.name == "postgresql":
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    return make_sessions(engine.execution_options(**options))
 
 
 @contextmanager

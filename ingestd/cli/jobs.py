@@ -1,4 +1,4 @@
-"""`jobs`, `rejects`, `retry`: the ledger looked at, and asked again."""
+"""`jobs`, `retry`, `audit`: the ledger looked at, asked again, and what people did to it."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it runs; `--help` stays quick
 
@@ -9,21 +9,20 @@ import os
 import shlex
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestd.cli.flags import FINDINGS, Csv, Flags, Json, Limit, Offset, command, complain
+from ingestd.cli.flags import FINDINGS, Flags, Json, Limit, Offset, command, complain
 from ingestd.job_state import JobState
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from ingestd.crud import Page
-    from ingestd.models import FileProcessing, Reject
+    from ingestd.models import FileProcessing
 
 _SHORTEST_PREFIX = 8
 _HEX_DIGITS = 32
@@ -41,11 +40,12 @@ def add_to(app: typer.Typer) -> None:
     command(group, "jobs", examples=examples, is_group=True)(jobs)
     command(group, "show", examples="ingestd jobs show 1b4e28ba")(show)
     command(group, "make-current", examples="ingestd jobs make-current 1b4e28ba")(make_current)
+    examples = ("ingestd jobs forget 1b4e28ba", "ingestd jobs forget 1b4e28ba --yes")
+    command(group, "forget", examples=examples)(forget)
     app.add_typer(group, name="jobs")
-    examples = ("ingestd rejects --job 1b4e28ba", "ingestd rejects --job 1b4e28ba --raw > bad.csv")
-    command(app, "rejects", examples=examples)(rejects)
     examples = ("ingestd retry 1b4e28ba", "ingestd retry --all-quarantined")
     command(app, "retry", examples=examples)(retry)
+    command(app, "audit", examples=("ingestd audit", "ingestd audit --json"))(audit)
 
 
 # Looking ------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def show(flags: Flags, job_id: JobId, *, is_json: Json = False) -> None:
     from ingestd.schemas import FileProcessingResponse
 
     with reading(flags.settings()) as session:
-        job = _the_job(session, job_id)
+        job = the_job(session, job_id)
         told = FileProcessingResponse.model_validate(job).model_dump()
         kinds = dict(crud.rejects.count_by_kind(session, file_id=job.id))
     if is_json:
@@ -129,79 +129,7 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def rejects(  # noqa: PLR0913 - one for each option
-    flags: Flags,
-    *,
-    job_id: Annotated[
-        str | None, typer.Option("--job", metavar="JOB", help="Only of this job.")
-    ] = None,
-    kind: Annotated[str | None, typer.Option(help="Only of this kind.")] = None,
-    limit: Limit = 50,
-    offset: Offset = 0,
-    is_json: Json = False,
-    is_csv: Csv = False,
-    is_raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw",
-            help="Only the raw text of the lines, as they were (a terminal gets them escaped).",
-        ),
-    ] = False,
-) -> None:
-    """List rows that were refused: where, which field, which value, why."""
-    from ingestd import crud
-    from ingestd.cli import screen
-    from ingestd.cli.database import reading
-    from ingestd.schemas import RejectResponse
-
-    with reading(flags.settings()) as session:
-        file_id = _the_job(session, job_id).id if job_id else None
-        page = crud.rejects.find(
-            session, file_id=file_id, kind=kind, window=crud.Window(offset, limit)
-        )
-        if is_raw:
-            _print_raw(page)
-        elif is_json:
-            items = [RejectResponse.model_validate(each).model_dump() for each in page.items]
-            screen.print_page(page, items)
-        elif is_csv:
-            columns = ("file_id", "line", "field", "kind", "value", "reason", "raw_text", "is_cut")
-            rows = (
-                (*_reject_row(each, each.value), each.raw_text, str(each.is_cut).lower())
-                for each in page.items
-            )
-            screen.print_csv(columns, rows)
-        else:
-            heads = ("job", "line", "field", "kind", "value", "reason")
-            values = [screen.cut(each.value, _LONGEST_VALUE) for each in page.items]
-            told = [
-                _reject_row(each, value) for each, value in zip(page.items, values, strict=True)
-            ]
-            if told:
-                screen.show(heads, [(str(row[0])[:_SHORTEST_PREFIX], *row[1:]) for row in told])
-            screen.tell_page(page, what="rejects")
-    if (is_csv or is_raw) and page.offset + len(page.items) < page.total:
-        last = page.offset + len(page.items)
-        complain(f"{last} of {page.total} rejects, --offset {last} for more")
-
-
-def _reject_row(reject: Reject, value: str | None) -> tuple[str | int | None, ...]:
-    where = (str(reject.file_id), reject.line_number, reject.field, reject.kind)
-    return (*where, value, reject.reason)
-
-
-def _print_raw(page: Page[Reject]) -> None:
-    from ingestd.log import escape
-
-    is_terminal = sys.stdout.isatty()
-    for each in page.items:
-        text = each.raw_text.rstrip("\r\n")
-        print(escape(text) if is_terminal else text)  # noqa: T201 - the answer
-        if each.is_cut:
-            complain(f"line {each.line_number} was longer than what is kept (raw_text_bytes)")
-
-
-def _the_job(session: Session, prefix: str) -> FileProcessing:
+def the_job(session: Session, prefix: str) -> FileProcessing:
     """The job whose id begins so. Raises ConfigError where there is none, or more than one."""
     from sqlalchemy import select
 
@@ -258,7 +186,7 @@ def retry(
     with opened(settings, writer=True) as engine:
         sessions = make_sessions(engine)
         with sessions.begin() as session:
-            asked = [_the_job(session, each).id for each in job_ids or []]
+            asked = [the_job(session, each).id for each in job_ids or []]
             asked = asked or [job.id for job in _quarantined(session)]
         for id_ in asked:
             try:
@@ -294,47 +222,88 @@ def _quarantined(session: Session) -> Iterator[FileProcessing]:
 
 def _ask_again(session: Session, id_: uuid.UUID) -> Path:
     """Queue a job and put its file back, in this order: what fails last is undone easily."""
-    from ingestd import crud
     from ingestd.models import FileProcessing
     from ingestd.pipeline import ledger
+    from ingestd.pipeline.read import stamp_of
 
     now = datetime.now(UTC)
     job = session.get_one(FileProcessing, id_)
     before = str(job.status)
     ledger.ask_again(session, job, now=now)
-    crud.audit.append(
+    note(
         session,
-        who=_who(),
-        action="retry",
-        subject=str(id_),
-        before={"status": before},
+        "retry",
+        str(id_),
+        before={"status": before, "archived_to": job.archived_to},
         after={"status": str(job.status)},
-        at=now,
     )
-    return _put_back(job)
+    path, has_moved = _put_back(job)
+    if has_moved and path == Path(job.root, job.path):
+        ledger.note_put_back(session, job, stamp_of(path.stat()))
+    return path
 
 
-def _put_back(job: FileProcessing) -> Path:
-    """Move the file of a job from where it was put away to where the job says it lies."""
+def _put_back(job: FileProcessing) -> tuple[Path, bool]:
+    """Move the file of a job from where it was put away to where the job says it lies.
+
+    Says where that is, and whether it was moved.
+    """
     from ingestd.errors import FileVanished
     from ingestd.pipeline import archive
+    from ingestd.pipeline.ledger import paths_of
 
     home = Path(job.root) / job.path
     if home.exists():
-        return home
-    away = Path(job.archived_to) if job.archived_to else None
-    if away is None or not away.exists():
-        place = f"nor at {away}" if away else "and was not put away"
+        return home, False
+    ways = paths_of(job.archived_to) if job.archived_to else ()
+    away = next((path for path in ways if path.exists()), None)
+    if away is None:
+        place = f"nor at {job.archived_to}" if job.archived_to else "and was not put away"
         raise FileVanished(
             f"{job.id}: its file is not at {home} {place}; put it into the inbox again, "
             "which is all that is needed"
         )
-    return archive.put_away_as(away, home, folder=Path(job.root))
+    return archive.put_away_as(away, home, folder=Path(job.root)), True
+
+
+def forget(
+    flags: Flags,
+    job_id: JobId,
+    *,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a file out of the tables as if it had never been dropped.
+
+    Its rows and rejects leave, an earlier publication of its slot counts again, its duplicates
+    are forgotten with it. Its bytes stay where they are and can be dropped again.
+    """
+    from ingestd import daemon
+    from ingestd.cli import screen
+    from ingestd.cli.database import opened
+    from ingestd.config import ConfigError
+    from ingestd.log import escape
+    from ingestd.pipeline.forget import forget as forget_job
+
+    settings = flags.settings()
+    with opened(settings, writer=True) as engine:
+        ingest = daemon.make_ingest(settings, engine, is_archiving=False)
+        with ingest.sessions.begin() as session:
+            job = the_job(session, job_id)
+        if not is_sure:
+            if not sys.stdin.isatty():
+                raise ConfigError(f"{job.id}: its rows leave the tables; say --yes to mean it")
+            rows = job.rows_stored + job.rows_known + job.rows_rollbacks
+            what = f"{screen.amount(rows, 'row')} of {job.name} leave the tables. Go on?"
+            typer.confirm(escape(what), abort=True)
+        gone = forget_job(ingest, job.id, note)
+    screen.say(f"{job.id}: forgotten, {screen.amount(gone.duplicates, 'duplicate')} with it")
+    for path in gone.files:
+        screen.say(f"  its bytes are at {path}; drop them again to have them back")
 
 
 def make_current(flags: Flags, job_id: JobId) -> None:
     """Let an earlier publication of a slot count again, in place of the one that superseded it."""
-    from ingestd import crud, daemon
+    from ingestd import daemon
     from ingestd.cli import screen
     from ingestd.cli.database import opened
 
@@ -342,21 +311,66 @@ def make_current(flags: Flags, job_id: JobId) -> None:
     with opened(settings, writer=True) as engine:
         ingest = daemon.make_ingest(settings, engine, is_archiving=False)
         with ingest.sessions.begin() as session:
-            id_ = _the_job(session, job_id).id
+            id_ = the_job(session, job_id).id
 
         def audit(session: Session) -> None:
-            crud.audit.append(
-                session,
-                who=_who(),
-                action="make_current",
-                subject=str(id_),
-                before={"status": "superseded"},
-                after={"status": "completed"},
-                at=datetime.now(UTC),
-            )
+            before, after = {"status": "superseded"}, {"status": "completed"}
+            note(session, "make_current", str(id_), before=before, after=after)
 
         ingest.make_current(id_, also=audit)
     screen.say(f"{id_}: counts now; tables and alerts were recounted")
+
+
+def audit(flags: Flags, *, limit: Limit = 50, offset: Offset = 0, is_json: Json = False) -> None:
+    """List what people did to the tables by hand, the newest first."""
+    from ingestd import crud
+    from ingestd.cli import screen
+    from ingestd.cli.database import reading
+    from ingestd.schemas import AuditLogResponse
+
+    with reading(flags.settings()) as session:
+        page = crud.audit.list(session, window=crud.Window(offset, limit))
+        if is_json:
+            items = [AuditLogResponse.model_validate(deed).model_dump() for deed in page.items]
+            screen.print_page(page, items)
+            return
+    if page.items:
+        columns = ("when", "who", "what", "to", "before", "after")
+        told = [
+            (deed.at, deed.who, deed.action, deed.subject, _brief(deed.before), _brief(deed.after))
+            for deed in page.items
+        ]
+        screen.show(columns, told)
+    screen.tell_page(page, what="deeds")
+
+
+def _brief(image: dict[str, object] | None) -> str:
+    """An image of a row in a few words; `--json` has all of it."""
+    from ingestd.cli import screen
+
+    if image is None:
+        return ""
+    # A whole job is known by what its name and state were.
+    telling = {name: image[name] for name in ("name", "status") if name in image} or image
+    told = ", ".join(f"{name} {value}" for name, value in telling.items())
+    return screen.cut(told, _LONGEST_VALUE) or ""
+
+
+def note(
+    session: Session,
+    action: str,
+    subject: str,
+    *,
+    before: Mapping[str, object] | None,
+    after: Mapping[str, object] | None,
+) -> None:
+    """Write a line of the audit log in the name of who runs this program."""
+    from ingestd import crud
+
+    now = datetime.now(UTC)
+    crud.audit.append(
+        session, who=_who(), action=action, subject=subject, before=before, after=after, at=now
+    )
 
 
 def _who() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -30,6 +30,21 @@ class Rejects(Reader[Reject]):
         if kind is not None:
             query = query.where(Reject.kind == kind)
         return self.page(session, query, order=[Reject.file_id, Reject.line_number], window=window)
+
+    def walk(self, session: Session, *, file_id: uuid.UUID, at_once: int) -> Iterator[Reject]:
+        """The rejects of a file that nobody has replayed, in order, so many in memory at once."""
+        last = -1
+        while True:
+            query = select(Reject).where(
+                Reject.file_id == file_id,
+                Reject.line_number > last,
+                Reject.replayed_at.is_(None),
+            )
+            some = session.scalars(query.order_by(Reject.line_number).limit(at_once)).all()
+            if not some:
+                return
+            last = some[-1].line_number
+            yield from some
 
     def count_by_kind(
         self, session: Session, *, file_id: uuid.UUID | None = None

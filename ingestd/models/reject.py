@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import BigInteger, ForeignKey, String, Text, UniqueConstraint
@@ -31,6 +32,10 @@ class Reject(Base):
     reason: Mapped[str] = mapped_column(Text)
     raw_text: Mapped[str] = mapped_column(Text)
     is_cut: Mapped[bool] = mapped_column(default=False)
+    # The row as a person mended it. It is stored as the row at this line; what
+    # was refused stays here as evidence and no longer counts as rejected.
+    replayed_at: Mapped[datetime | None]
+    replayed_text: Mapped[str | None] = mapped_column(Text)
 
     file: Mapped[FileProcessing] = relationship(back_populates="rejects", lazy="select")
 

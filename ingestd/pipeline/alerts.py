@@ -512,16 +512,92 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
 
 def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
     """Raise the alert of a quarantined job, or clear it when the job is no longer there."""
-    subject = f"{job.contract_id or '-'}:{job.sha256}"
-    findings = []
-    if job.status == JobState.QUARANTINED:
-        findings = [
-            rules.file_rejected(
-                job.name,
-                subject=subject,
-                reason=job.first_error_message or "",
-                line=job.first_error_line,
-                sha256=job.sha256,
-            )
-        ]
-    _Settlement(session, job.constituency_id, now)("file_rejected", findings, among=[subject])
+    findings = [_refusal(job)] if job.status == JobState.QUARANTINED else []
+    settle = _Settlement(session, job.constituency_id, now)
+    settle("file_rejected", findings, among=[_refused_subject(job)])
+
+
+def note_forgotten_file(session: Session, job: FileProcessing, now: datetime) -> None:
+    """Clear the alert of a quarantined job that was forgotten, unless its bytes are here twice."""
+    findings = [_refusal(other) for other in _refused(session, job.constituency_id)]
+    subject = _refused_subject(job)
+    left = [finding for finding in findings if finding.subject == subject][:1]
+    _Settlement(session, job.constituency_id, now)("file_rejected", left, among=[subject])
+
+
+def _refused(session: Session, constituency_id: uuid.UUID | None) -> list[FileProcessing]:
+    job = FileProcessing
+    whose = job.constituency_id == constituency_id
+    if constituency_id is None:
+        whose = job.constituency_id.is_(None)
+    query = select(job).where(whose, job.status == JobState.QUARANTINED).order_by(job.id)
+    return list(session.scalars(query))
+
+
+def _refused_subject(job: FileProcessing) -> str:
+    return f"{job.contract_id or '-'}:{job.sha256}"
+
+
+def _refusal(job: FileProcessing) -> Finding:
+    return rules.file_rejected(
+        job.name,
+        subject=_refused_subject(job),
+        reason=job.first_error_message or "",
+        line=job.first_error_line,
+        sha256=job.sha256,
+    )
+
+
+def review(
+    session: Session, constituency_id: uuid.UUID | None, rolled_up: RolledUp | None
+) -> list[Finding]:
+    """Tell what all rules find in a constituency, or outside of all, and write nothing.
+
+    `rolled_up` is about all its hours, with all revotes; None outside.
+    """
+    refused = {_refused_subject(job): job for job in _refused(session, constituency_id)}
+    findings = [_refusal(job) for job in refused.values()]
+    if constituency_id is None or rolled_up is None:
+        t = transaction.c
+        unknown = select(t.type).where(_NOT_BALLOTS, t.type.not_in(OPERATIONS)).distinct()
+        for operations in chunks(session.scalars(unknown)):
+            findings += _count_operations(session, operations)
+        return findings
+    totals = _totals(session, constituency_id, rolled_up)
+    return [
+        *findings,
+        *_votes_exceed(session, constituency_id, totals),
+        *rules.turnout_over_registered(totals),
+        *rules.duplicate_vote_key(totals, rolled_up.revotes),
+        *_rewritten(session, constituency_id),
+        *_withdrawn(session, constituency_id),
+        *_republished(session, constituency_id),
+    ]
+
+
+def is_said(alert: Alert, finding: Finding) -> bool:
+    """Say whether the engine's side of an alert is what a finding says."""
+    said = _said(finding) | {"alert_class": rules.CLASSES.get(finding.rule)}
+    return all(getattr(alert, name) == value for name, value in said.items())
+
+
+def open_alerts(session: Session, constituency_id: uuid.UUID | None) -> list[Alert]:
+    """Give the open alerts of a constituency, or those of none."""
+    whose = Alert.constituency_id == constituency_id
+    if constituency_id is None:
+        whose = Alert.constituency_id.is_(None)
+    return list(session.scalars(select(Alert).where(whose, Alert.cleared_at.is_(None))))
+
+
+def set_right(
+    session: Session, constituency_id: uuid.UUID | None, rolled_up: RolledUp | None, now: datetime
+) -> None:
+    """Let the alerts of a constituency say what all rules find, whatever they say now."""
+    findings = review(session, constituency_id, rolled_up)
+    rows = open_alerts(session, constituency_id)
+    for rule in sorted({alert.type for alert in rows} | {each.rule for each in findings}):
+        settle = _Settlement(session, constituency_id, now)
+        settle(rule, [each for each in findings if each.rule == rule])
+    for alert in rows:
+        alert.alert_class = rules.CLASSES.get(alert.type, alert.alert_class)
+    session.flush()

@@ -34,7 +34,7 @@ from ingestd.pipeline.step import Step
 
 log = structlog.get_logger()
 
-_REASON_SUFFIX = ".reason.txt"
+REASON_SUFFIX = ".reason.txt"
 _MOST_NAME_BYTES = 255
 _PARTIAL = ".partial"
 
@@ -70,7 +70,7 @@ def put_away(
     with _blaming(folder, at=target.parent, path=path):
         _make_folders(target.parent)
         if reason:
-            _write_reason(target, folder, reason)
+            write_reason(target, folder, reason)
             on_step(Step.EXPLAINED)
         is_renamed = True
         try:
@@ -356,10 +356,10 @@ def _beside(target: Path, stem: str, tail: str) -> Path:
     return target.with_name(stem + tail)
 
 
-def _write_reason(target: Path, folder: Path, lines: Sequence[str]) -> None:
+def write_reason(target: Path, folder: Path, lines: Sequence[str]) -> None:
     """Write why a file was refused and what to do; a crash may have left the same text here."""
     content = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
-    reason = _beside(target, target.name, _REASON_SUFFIX)
+    reason = _beside(target, target.name, REASON_SUFFIX)
     if reason.is_file() and reason.read_bytes() == content:
         return
     reason = free_name(reason)

@@ -225,13 +225,15 @@ class Ingest:
         jobs = [
             job for job in earlier if job.stamp == source.stamp and job.status != JobState.VANISHED
         ]
-        if jobs and not _is_newly_claimed(found, jobs):
+        # A person asked again for a container that could not be opened: look inside once more.
+        unopened = {job.id for job in jobs if _is_unopened(source, job)}
+        if jobs and not unopened and not _is_newly_claimed(found, jobs):
             by_member = self._members_of(source, jobs)
             return [(by_member.get(job.member), job) for job in jobs]
         if any(job.status in QUEUED for job in earlier):
             # Other bytes lie here than those that a queued job began to read, or a manifest
             # came that may say so.
-            self._let_go(found.root, lambda _job: True, path=found.label)
+            self._let_go(found.root, lambda job: job.id not in unopened, path=found.label)
         measured = Measured()
         try:
             deliveries = self._look_inside(found, source, measured)
@@ -258,6 +260,11 @@ class Ingest:
             # Asked again: where another process has put this very file away meanwhile, what
             # was just written down would be a second delivery that never came.
             _refuse_replaced(found, source)
+            for asked in sorted(unopened):
+                job = session.get_one(FileProcessing, asked)
+                ledger.tell_by(session, job, recorded[0][1], self.clock())
+                alerts.note_refused_file(session, job, self.clock())
+                recorded.append((None, job))
             self.on_step(Step.NOTED)
         self.on_step(Step.RECORDED)
         return recorded
@@ -461,7 +468,7 @@ class Ingest:
         """
         started = self.clock()
         self._refuse_nameless(job)
-        file = _file_ref(job)
+        file = FileRef.of(job)
         validator = Validator(
             job.contract_id or "",
             file.constituency_id,
@@ -529,7 +536,7 @@ class Ingest:
         """Put one batch, its rejects and the checkpoint behind it into the session's commit."""
         now = self.clock()
         lease = timedelta(seconds=self.terms.lease_seconds)
-        _hold_constituency(session, file.constituency_id)
+        hold_constituency(session, file.constituency_id)
         job = session.get_one(FileProcessing, job_id)
         ledger.claim(session, job, owner=self.owner, books=attempt.books, now=now, lease=lease)
         self.on_step(Step.CLAIMED)
@@ -621,7 +628,7 @@ class Ingest:
             self._supersede(session, publications, touched)
         self._replace_slotless(session, job, twins, touched)
         self.on_step(Step.SUPERSEDED)
-        file = _file_ref(job)
+        file = FileRef.of(job)
         if file.slot and not file.is_cumulative:
             touched.slots.add(file.slot)
         has_history = bool(books.known or books.rollbacks) or len(publications) > 1
@@ -637,7 +644,7 @@ class Ingest:
         for twin in ledger.outdone(session, job, twins):
             ledger.move(session, twin, JobState.SUPERSEDED)
             hours = Touched.from_json(twin.touched).hours
-            touched.update(recompute_file(session, _file_ref(twin), hours))
+            touched.update(recompute_file(session, FileRef.of(twin), hours))
 
     @staticmethod
     def _supersede(session: Session, publications: list[FileProcessing], touched: Touched) -> None:
@@ -645,7 +652,7 @@ class Ingest:
         ledger.make_newest_current(session, publications)
         for publication in publications:
             hours = Touched.from_json(publication.touched).hours
-            touched.update(recompute_file(session, _file_ref(publication), hours))
+            touched.update(recompute_file(session, FileRef.of(publication), hours))
 
     def _roll_up(
         self,
@@ -682,7 +689,7 @@ class Ingest:
             if job.status != JobState.SUPERSEDED or job.constituency_id is None:
                 message = f"job {job_id} is {job.status}; only a superseded one can be made current"
                 raise LostClaim(message)
-            _hold_constituency(session, job.constituency_id)
+            hold_constituency(session, job.constituency_id)
             ledger.renumber_as_newest(session, job)
             touched = Touched()
             self._supersede(session, ledger.publications_of(session, job), touched)
@@ -698,12 +705,12 @@ class Ingest:
             LostClaim: another process is at work on it.
         """
         if job.constituency_id is not None:
-            _hold_constituency(session, job.constituency_id)
+            hold_constituency(session, job.constituency_id)
         # Read anew under the lock: its last batch may have come a moment ago.
         session.refresh(job, with_for_update=True)
         ledger.refuse_foreign(job, owner=self.owner, now=self.clock())
         if job.constituency_id is not None and job.checkpoint_line:
-            file = _file_ref(job)
+            file = FileRef.of(job)
             touched = Touched.from_json(job.touched)
             touched.update(undo_file(session, file, touched.hours))
             self._roll_up(session, file.constituency_id, touched, has_history=True)
@@ -797,7 +804,7 @@ class Ingest:
             return jobs
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
-        reason = self._reasons(refused) if refused else ()
+        reason = self.reasons(refused) if refused else ()
         try:
             target, is_renamed = self._move(found, source, folder, jobs, reason)
         except FileChanged:  # what was never read stays, and is looked at anew
@@ -876,12 +883,13 @@ class Ingest:
         Its jobs name it; only in the ledger does that differ from the same bytes dropped twice.
         """
         for label in {job.archived_to for job in jobs}:
-            for target in ledger.paths_meant(label or ""):
+            for target in ledger.paths_of(label or ""):
                 if target.parent == wanted.parent and archive.is_copy(found.path, target):
                     return target
         return None
 
-    def _reasons(self, refused: list[FileProcessing]) -> list[str]:
+    def reasons(self, refused: list[FileProcessing]) -> list[str]:
+        """Write down why jobs were refused, and what to do."""
         lines = ["ingestd refused this file; nothing of what is named here was stored.", ""]
         for job in refused[:_REASONS_TOLD]:
             lines += [
@@ -920,17 +928,7 @@ def most_rejects(terms: Terms, rows: int) -> int:
     return max(terms.max_reject_rows, int(rows * terms.max_reject_ratio))
 
 
-def _file_ref(job: FileProcessing) -> FileRef:
-    assert job.constituency_id is not None  # noqa: S101 - refused before, where it has none
-    return FileRef(
-        id=job.id,
-        constituency_id=job.constituency_id,
-        is_cumulative=job.is_cumulative,
-        slot=job.slot,
-    )
-
-
-def _hold_constituency(session: Session, constituency_id: uuid.UUID) -> None:
+def hold_constituency(session: Session, constituency_id: uuid.UUID) -> None:
     """One constituency is loaded by one worker at a time; SQLite has one writer anyhow."""
     if is_postgresql(session):
         key = int.from_bytes(constituency_id.bytes[:8], "big", signed=True)
@@ -983,6 +981,11 @@ def _collision(record: Record) -> Reject:
         record.tx_id,
         is_cut=False,
     )
+
+
+def _is_unopened(source: Source, job: FileProcessing) -> bool:
+    """Say whether a queued job is about a ZIP itself; every CSV in one has a member's name."""
+    return source.is_zip and job.member is None and job.status in QUEUED
 
 
 def places_of(found: Found, member: str | None) -> list[Place]:

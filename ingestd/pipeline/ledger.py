@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from ingestd.models import FileProcessing, Reject, table_of
 from ingestd.pipeline import validate
 from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.slot import Slot
+from ingestd.pipeline.touched import chunks
 
 _jobs = table_of(FileProcessing)
 _NAMES = uuid.UUID("6f1d3c0e-8a43-5a52-9a57-3c1f6f0f7d11")
@@ -34,6 +35,7 @@ _MOST_ERROR_CHARACTERS = 2_000
 _DEAD = "dead"
 _OWNER = re.compile(r"(.*?):(\d+)(?::(\d+))?")
 _IDS_AT_ONCE = 1_000  # databases limit the parameters of a statement
+_JOBS_AT_ONCE = 500
 _SPELT_OUT = re.compile(rb"\\x([89a-f][0-9a-f])")
 
 
@@ -141,7 +143,8 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
     """
     if delivery.contract_id is None:
         key = _own_id(delivery)
-        nameless = session.get(FileProcessing, key) or _new_job(session, delivery, now, key)
+        nameless = session.get(FileProcessing, key) or _asked_again(session, delivery)
+        nameless = nameless or _new_job(session, delivery, now, key)
         if nameless.status in (JobState.VANISHED, JobState.QUARANTINED):
             move(session, nameless, JobState.PENDING, attempts=0, discovered_at=now)
         return nameless
@@ -168,6 +171,20 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
     move(session, job, JobState.PENDING, **again)
     _point_at(session, job, delivery)
     return job
+
+
+def _asked_again(session: Session, delivery: Delivery) -> FileProcessing | None:
+    """Find the job of a file without contract that a person put back: its stamp is another now."""
+    return session.scalars(
+        select(FileProcessing).where(
+            FileProcessing.path == delivery.path,
+            FileProcessing.root == delivery.root,
+            FileProcessing.stamp == delivery.stamp,
+            FileProcessing.sha256 == delivery.sha256,
+            FileProcessing.contract_id.is_(None),
+            FileProcessing.status == JobState.PENDING,
+        )
+    ).first()
 
 
 def _same_bytes(session: Session, delivery: Delivery) -> FileProcessing | None:
@@ -498,6 +515,17 @@ def outdone(
     ]
 
 
+def is_outdone(session: Session, job: FileProcessing) -> bool:
+    """Say whether the bytes of a job without a slot are here with one."""
+    query = select(FileProcessing.id).where(
+        FileProcessing.sha256 == job.sha256,
+        FileProcessing.contract_id == job.contract_id,
+        FileProcessing.status.in_(DELIVERED),
+        FileProcessing.slot.is_not(None),
+    )
+    return job.size > 0 and session.scalar(query.limit(1)) is not None
+
+
 def refuse_foreign(job: FileProcessing, *, owner: str, now: datetime) -> None:
     """Refuse to touch a job that is final, or that another process holds.
 
@@ -521,8 +549,9 @@ def make_newest_current(session: Session, publications: Sequence[FileProcessing]
     newest = publications[-1]
     has_changed = False
     for older, job in zip([None, *publications], publications, strict=False):
-        if older is not None and job.supersedes_id != older.id:
-            job.supersedes_id = older.id
+        before_it = older.id if older is not None else None
+        if job.supersedes_id != before_it:
+            job.supersedes_id = before_it
             session.flush()
         wanted = JobState.COMPLETED if job is newest else JobState.SUPERSEDED
         if job.status != wanted:
@@ -540,22 +569,26 @@ def release(session: Session, job: FileProcessing, *, owner: str) -> None:
 
 def release_dead(session: Session, *, now: datetime, owner: str) -> int:
     """Free the jobs whose owner is gone: the lease is over, or it was a process of this host."""
-    host = _host_and_pid(owner)[0]
     held = session.scalars(
         select(FileProcessing).where(FileProcessing.status == JobState.PROCESSING)
     )
     count = 0
     for job in held:
-        if job.owner == owner:
-            continue
-        is_over = job.lease_until is None or job.lease_until < now
-        if is_over or _is_dead_neighbour(job.owner or "", host):
+        if is_abandoned(job, now=now, owner=owner):
             try:
                 move(session, job, JobState.PENDING, owner=None, lease_until=None)
             except LostClaim:  # it moved on by itself, or another process was quicker
                 continue
             count += 1
     return count
+
+
+def is_abandoned(job: FileProcessing, *, now: datetime, owner: str) -> bool:
+    """Say whether nobody works on a job in work any more: its lease or its process is over."""
+    if job.status != JobState.PROCESSING or job.owner == owner:
+        return False
+    is_over = job.lease_until is None or job.lease_until < now
+    return is_over or _is_dead_neighbour(job.owner or "", _host_and_pid(owner)[0])
 
 
 def _is_dead_neighbour(owner: str, host: str) -> bool:
@@ -660,6 +693,108 @@ def forget_attempt(session: Session, job: FileProcessing) -> None:
     session.refresh(job)
 
 
+def rewrite_books(
+    session: Session,
+    job: FileProcessing,
+    *,
+    books: Books,
+    touched: dict[str, Any],
+    checkpoint: tuple[int, int] | None = None,
+) -> None:
+    """Write the books of a delivered job anew, after rows of it were replayed or read again."""
+    values: dict[str, Any] = {**books.as_columns(), "touched": touched}
+    if checkpoint is not None:
+        values |= {"checkpoint_byte": checkpoint[0], "checkpoint_line": checkpoint[1]}
+    session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id == job.id)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    _now_holds(job, **values)
+
+
+def restate(session: Session, job: FileProcessing, values: Mapping[str, Any]) -> None:
+    """Put back what is proved of a job: whereabouts and identity, never its state."""
+    session.execute(
+        update(FileProcessing)
+        .where(FileProcessing.id == job.id)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    _now_holds(job, **values)
+
+
+def refused_lines(session: Session, job: FileProcessing, lines: Sequence[int]) -> list[int]:
+    """Tell which of a batch's lines, in order, are kept as rejects that nobody mended."""
+    if not lines:
+        return []
+    query = select(Reject.line_number).where(
+        Reject.file_id == job.id,
+        Reject.line_number.between(lines[0], lines[-1]),
+        Reject.replayed_at.is_(None),
+    )
+    return list(session.scalars(query))
+
+
+def rejects_at(session: Session, job: FileProcessing, lines: Sequence[int]) -> dict[int, Reject]:
+    """Give the rejects of a job at these lines, and hold them until the commit."""
+    query = select(Reject).where(Reject.file_id == job.id, Reject.line_number.in_(lines))
+    return {reject.line_number: reject for reject in session.scalars(query.with_for_update())}
+
+
+def note_replayed(session: Session, reject: Reject, text: str, *, now: datetime) -> None:
+    """Note on a reject what it was mended to; what was refused stays."""
+    reject.replayed_at, reject.replayed_text = now, text
+    session.flush()
+
+
+def duplicates_of(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """Give the jobs whose bytes were delivered by this one."""
+    query = select(FileProcessing).where(FileProcessing.duplicate_of_id == job.id)
+    return list(session.scalars(query.order_by(FileProcessing.id)))
+
+
+def count_rejects(session: Session, job: FileProcessing) -> int:
+    """Count the refused rows of a job, mended ones too."""
+    query = select(func.count()).where(Reject.file_id == job.id)
+    return session.scalar(query) or 0
+
+
+def jobs_of(session: Session, constituency_id: uuid.UUID) -> Iterator[FileProcessing]:
+    """Walk the jobs of a constituency, duplicates too."""
+    query = select(FileProcessing).where(FileProcessing.constituency_id == constituency_id)
+    yield from session.scalars(query.execution_options(yield_per=_JOBS_AT_ONCE))
+
+
+def forget(session: Session, jobs: Sequence[FileProcessing]) -> None:
+    """Delete jobs and their rejects; their rows were undone before."""
+    ids = [job.id for job in jobs]
+    for chunk in chunks(ids):
+        session.execute(delete(Reject).where(Reject.file_id.in_(chunk)))
+        session.execute(
+            delete(FileProcessing)
+            .where(FileProcessing.id.in_(chunk))
+            .execution_options(synchronize_session=False)
+        )
+
+
+def twins_set_free(session: Session, job: FileProcessing) -> list[FileProcessing]:
+    """Find what `job`, which is gone now, had outdone: its twins without a slot in their name."""
+    if job.size == 0 or job.slot is None:
+        return []
+    twins = session.scalars(
+        select(FileProcessing).where(
+            FileProcessing.sha256 == job.sha256,
+            FileProcessing.contract_id == job.contract_id,
+            FileProcessing.status.in_(DELIVERED),
+        )
+    ).all()
+    if any(twin.slot is not None for twin in twins):
+        return []
+    return [twin for twin in twins if twin.status == JobState.SUPERSEDED]
+
+
 def ask_again(session: Session, job: FileProcessing, *, now: datetime) -> None:
     """Put a failed, quarantined or vanished job back into the queue, as a person asks.
 
@@ -670,6 +805,30 @@ def ask_again(session: Session, job: FileProcessing, *, now: datetime) -> None:
     """
     session.refresh(job)
     move(session, job, JobState.PENDING, attempts=0, retry_at=None, discovered_at=now)
+
+
+def note_put_back(session: Session, job: FileProcessing, stamp: str) -> None:
+    """Note that the file of a job, and of its neighbours in one ZIP, lies in the inbox again.
+
+    A move changes the stamp, by which the file is known.
+    """
+    session.execute(
+        update(FileProcessing)
+        .where(
+            FileProcessing.path == job.path,
+            FileProcessing.root == job.root,
+            FileProcessing.archived_to == job.archived_to,
+        )
+        .values(stamp=stamp, archived_to=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def tell_by(
+    session: Session, container: FileProcessing, member: FileProcessing, now: datetime
+) -> None:
+    """Close the job of a container that could not be opened once: its members have jobs now."""
+    move(session, container, JobState.DUPLICATE, finished_at=now, duplicate_of_id=member.id)
 
 
 def vanish(session: Session, job: FileProcessing, *, now: datetime) -> None:
@@ -731,7 +890,7 @@ def last_at(session: Session, root: str, paths: Sequence[str]) -> dict[str, list
 
 def is_there(job: FileProcessing) -> bool:
     """Look whether the very file of a job still lies where it was found."""
-    for path in paths_meant(job.path):
+    for path in paths_of(job.path):
         try:
             if stamp_of(Path(job.root, path).stat()) == job.stamp:
                 return True
@@ -742,6 +901,15 @@ def is_there(job: FileProcessing) -> bool:
             if error.errno != errno.ENAMETOOLONG:
                 return True
     return False
+
+
+def paths_of(label: str) -> tuple[Path, Path]:
+    r"""Name the paths that a label may mean.
+
+    A byte that is not UTF-8 stands there spelt out, as `\xe9`, like a name that is written so.
+    """
+    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), label.encode())
+    return Path(label), Path(os.fsdecode(meant))
 
 
 def is_gone(job: FileProcessing) -> bool:
@@ -760,13 +928,6 @@ def is_gone(job: FileProcessing) -> bool:
         return job.stamp.startswith(f"{folder.stat().st_dev}:")
     except OSError:
         return False
-
-
-def paths_meant(label: str) -> Iterator[Path]:
-    r"""Give the paths that a label may stand for: itself, and with `\xe9` as the byte it spells."""
-    meant = _SPELT_OUT.sub(lambda byte: bytes.fromhex(byte[1].decode()), label.encode())
-    for path in {label.encode(): None, meant: None}:
-        yield Path(os.fsdecode(path))
 
 
 def is_due(job: FileProcessing, *, now: datetime, longest: timedelta) -> bool:

@@ -58,6 +58,17 @@ class FileRef:
     is_cumulative: bool
     slot: str | None
 
+    @classmethod
+    def of(cls, job: FileProcessing) -> FileRef:
+        """Take it from a job, which has a contract: it would have been refused without."""
+        assert job.constituency_id is not None  # noqa: S101 - see above
+        return cls(
+            id=job.id,
+            constituency_id=job.constituency_id,
+            is_cumulative=job.is_cumulative,
+            slot=job.slot,
+        )
+
 
 def recompute(
     session: Session, ids: Sequence[uuid.UUID], *, without_file: uuid.UUID | None = None

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
-from ingestd.models import Constituency, Election, FileProcessing, HourlyStats, table_of
+from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, table_of
 from ingestd.pipeline.slot import Place
 from ingestd.pipeline.touched import (
     ON_CHAIN,
@@ -99,14 +99,14 @@ def ensure_constituency(session: Session, contract_id: str, places: Iterable[Pla
     return key
 
 
-def _name(session: Session, constituency: Constituency, place: Place) -> None:
-    constituency.named_by = place.path
-    constituency.region_code = place.region_code
-    constituency.region_name = place.region_name
-    constituency.name = place.constituency
+def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
+    constituency.named_by = place.path if place else None
+    constituency.region_code = place.region_code if place else None
+    constituency.region_name = place.region_name if place else None
+    constituency.name = place.constituency if place else None
     former = constituency.election_id
     constituency.election_id = None
-    if place.election:
+    if place and place.election:
         key = uuid.uuid5(_NAMES, f"election|{place.election}")
         if session.get(Election, key) is None:
             insert_missing(session, table_of(Election), [{"id": key, "name": place.election}])
@@ -118,6 +118,65 @@ def _name(session: Session, constituency: Constituency, place: Place) -> None:
         )
         if is_used is None:
             session.execute(delete(Election).where(Election.id == former))
+
+
+def named_by(session: Session, constituency_id: uuid.UUID) -> str | None:
+    """The path that gave a constituency its names."""
+    return session.scalar(select(Constituency.named_by).where(Constituency.id == constituency_id))
+
+
+def name_anew(session: Session, constituency_id: uuid.UUID, places: Iterable[Place]) -> None:
+    """Forget the names of a constituency, and take those that `places` tell."""
+    constituency = session.get_one(Constituency, constituency_id)
+    _name(session, constituency, min(places, key=lambda place: place.path, default=None))
+
+
+def drop_if_unused(session: Session, constituency_id: uuid.UUID) -> None:
+    """Delete a constituency that no file tells of; one with an alert stays, for its history."""
+    for model in (FileProcessing, Alert):
+        column = table_of(model).c.constituency_id
+        if session.scalar(select(column).where(column == constituency_id).limit(1)):
+            return
+    constituency = session.get(Constituency, constituency_id)
+    if constituency is not None:
+        _name(session, constituency, None)
+        session.execute(delete(HourlyStats).where(HourlyStats.constituency_id == constituency_id))
+        session.delete(constituency)
+
+
+def everything(session: Session, constituency_id: uuid.UUID) -> Touched:
+    """All hours and slots of a constituency: those with transactions, and those with counts."""
+    hour = _hour_text(is_on_postgresql=is_postgresql(session)).label("hour")
+    mine = select(hour).where(transaction.c.constituency_id == constituency_id).distinct()
+    hours = {_hour_from(text) for text in session.scalars(mine)}
+    counted = select(hourly.c.hour).where(hourly.c.constituency_id == constituency_id)
+    hours |= {hour_of(moment) for moment in session.scalars(counted)}
+    slots = session.scalars(
+        select(FileProcessing.slot)
+        .where(
+            FileProcessing.constituency_id == constituency_id,
+            FileProcessing.is_cumulative.is_(False),
+            FileProcessing.slot.is_not(None),
+        )
+        .distinct()
+    )
+    return Touched(hours, {slot for slot in slots if slot})
+
+
+def hours_of_file(session: Session, constituency_id: uuid.UUID, file_id: uuid.UUID) -> set[int]:
+    """The hours in which rows of a file stand, whatever its job says; reads all rows."""
+    t = transaction.c
+    hour = _hour_text(is_on_postgresql=is_postgresql(session)).label("hour")
+    mine = select(hour).where(t.constituency_id == constituency_id, t.file_id == file_id)
+    return {_hour_from(text) for text in session.scalars(mine.distinct())}
+
+
+def totals_of(session: Session, constituency_id: uuid.UUID) -> dict[str, int | None]:
+    """The totals of a constituency as they stand."""
+    names = ("registered_voters", "bulletins_issued", "votes_cast", "votes_rejected")
+    c = Constituency
+    query = select(*(getattr(c, name) for name in names)).where(c.id == constituency_id)
+    return dict(session.execute(query).one()._asdict())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,7 +423,7 @@ def _total(session: Session, constituency_id: uuid.UUID, sums: Mapping[str, int]
         "participation_rate": bulletins / registered if registered and registered > 0 else None,
         "first_activity": first,
         "last_activity": last,
-        **_protocol(session, constituency_id, has_ballots=bulletins + sums["votes_cast"] > 0),
+        **protocol_facts(session, constituency_id, has_ballots=bulletins + sums["votes_cast"] > 0),
     }
     session.connection().execute(_SET_TOTALS, facts | {"key": constituency_id})
     return facts
@@ -396,7 +455,9 @@ _PROTOCOL_ROWS = (
 )
 
 
-def _protocol(session: Session, constituency_id: uuid.UUID, *, has_ballots: bool) -> dict[str, Any]:
+def protocol_facts(
+    session: Session, constituency_id: uuid.UUID, *, has_ballots: bool
+) -> dict[str, Any]:
     """Read what create, start, finish and results say; the later row (ts, id) has the last word."""
     facts: dict[str, Any] = {
         "status": "active" if has_ballots else "inactive",

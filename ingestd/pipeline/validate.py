@@ -615,6 +615,18 @@ def tally_of(
     return None, None
 
 
+def meaning_of(
+    tx_type: int, params: Sequence[Entry], diff: Sequence[Entry]
+) -> tuple[str, str | None, int | None] | None:
+    """What stored entries mean: operation, tally, persons; None where they could not be stored."""
+    by_key = {entry["key"]: entry for entry in params}
+    try:
+        operation = operation_of(str(tx_type), by_key)
+        return (operation, *tally_of(operation, by_key, diff))
+    except _Refusal:
+        return None
+
+
 def _list_length(entry: Entry | None) -> int | None:
     """Count the elements of a JSON list inside a params value; None where it is none."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from ingestd.schemas.base import Outgoing
+from ingestd.schemas.base import Moment, Outgoing
 
 
 class RejectResponse(Outgoing):
@@ -18,3 +18,5 @@ class RejectResponse(Outgoing):
     reason: str
     raw_text: str
     is_cut: bool
+    replayed_at: Moment | None
+    replayed_text: str | None

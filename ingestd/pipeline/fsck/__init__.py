@@ -1,0 +1,1 @@
+"""Checking everything against everything: folders, ledger, tables, counts, alerts, bytes."""
