@@ -293,7 +293,7 @@ class Murderer:
         until.wait()
         soon(lambda: is_empty(self.folder / "inbox"), seconds=120)
         # A process that has only just begun does not hear a SIGTERM yet.
-        soon(lambda: f':{victim.process.pid}"' in victim.log())
+        soon(lambda: f":{victim.process.pid}" in victim.log())
         assert 0 == victim.stop()
 
     def count(self, election: Simulated) -> dict[str, int]:
