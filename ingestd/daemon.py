@@ -29,7 +29,8 @@ from ingestd.models import FileProcessing
 from ingestd.pipeline import archive, ledger, obstacles, trial
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
-from ingestd.pipeline.ingest import Found, Ingest, Terms, database_at_work, label_of
+from ingestd.pipeline.found import Found, label_of
+from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.leftover import Leftovers
 from ingestd.pipeline.obstacles import Obstacle, Obstacles, Waiting
@@ -39,6 +40,7 @@ from ingestd.pipeline.trial import TrialFile
 from ingestd.pipeline.watch import Look, Seen, Settling, closed, look_at, scan
 from ingestd.pipeline.writers import Writers, writers_of
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
+from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
 

@@ -15,7 +15,7 @@ from ingestd import migrate
 from ingestd.config import Settings
 from ingestd.db import Patience, empty_wal, make_engine, wal_bytes
 from ingestd.errors import StorageFault
-from ingestd.pipeline.ingest import database_at_work
+from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
 

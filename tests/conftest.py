@@ -28,7 +28,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd import migrate
 from ingestd.config import Settings
 from ingestd.daemon import terms_of
-from ingestd.pipeline.ingest import Found, Ingest, Terms
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import owner_name
 from ingestd.simulate import Plan, defect_names, simulate
 

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.models import Alert, FileProcessing, Transaction
 from ingestd.pipeline import archive
-from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.writers import (
     Writers,

@@ -26,8 +26,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd import migrate
 from ingestd.db import make_engine
-from ingestd.pipeline.ingest import is_transient
 from ingestd.storage import Pause
+from ingestd.transient import is_transient
 
 from .conftest import Databases, Did, PostgreSQL, Voting, csv_of, zip_of
 from .oracle import unsound

@@ -26,7 +26,8 @@ from ingestd.errors import ManifestNotMet, StopRequested
 from ingestd.models import Alert, FileProcessing, Transaction
 from ingestd.pipeline.events import Wakeup
 from ingestd.pipeline.evidence import Check, Claim, Manifests, RowCount, file_of_marker, is_marker
-from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.read import RowReader, stamp_of
 from ingestd.pipeline.watch import Seen, Settling, closed, scan
 

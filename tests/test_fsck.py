@@ -36,10 +36,11 @@ from ingestd.models import (
     table_of,
 )
 from ingestd.pipeline.forget import forget
+from ingestd.pipeline.found import Found
 from ingestd.pipeline.fsck.check import Fsck, Places
 from ingestd.pipeline.fsck.difference import HINTS, Difference
 from ingestd.pipeline.fsck.repair import Outcome, Plan, Repair
-from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.ledger import owner_name
 from ingestd.pipeline.replay import MendedRow, replay
 from ingestd.pipeline.validate import constituency_prefix, transaction_id

@@ -34,7 +34,8 @@ from ingestd.models import (
     Transaction,
     table_of,
 )
-from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.ledger import owner_name
 
 from .conftest import Clock, Did, DropFile, Voting, csv_of, terms_in, zip_of

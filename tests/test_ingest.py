@@ -30,7 +30,8 @@ from ingestd.models import (
     table_of,
 )
 from ingestd.pipeline import stats
-from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.load import Loaded, load_batch
 from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.step import Step

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd.errors import StopRequested
 from ingestd.models import Alert, FileProcessing, Transaction
 from ingestd.pipeline import ledger
-from ingestd.pipeline.ingest import Found, Ingest
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.read import open_source
 from ingestd.pipeline.step import Step
 

@@ -205,7 +205,7 @@ def _name(filename: object) -> str:
 
 def _is_about_access(error: DBAPIError) -> bool:
     """Refused at the door: away, locked, no right to a table, a file that is no database."""
-    from ingestd.pipeline.ingest import is_transient
+    from ingestd.transient import is_transient
 
     is_forbidden = getattr(error.orig, "sqlstate", None) == _FORBIDDEN
     return is_transient(error) or is_forbidden or "not a database" in str(error.orig)

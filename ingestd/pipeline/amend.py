@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 
 from ingestd.models import FileProcessing
 from ingestd.pipeline import alerts, ledger, stats
-from ingestd.pipeline.ingest import Ingest, database_at_work, hold_constituency
+from ingestd.pipeline.ingest import Ingest, hold_constituency
 from ingestd.pipeline.sightings import FileRef, recompute_file
 from ingestd.pipeline.touched import Touched
+from ingestd.transient import database_at_work
 
 
 class Note(Protocol):

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 REASON_SUFFIX = ".reason.txt"
 _MOST_NAME_BYTES = 255
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -142,7 +142,7 @@ def is_copy(path: Path, target: Path) -> bool:
 def sweep(folder: Path) -> int:
     """Remove what killed processes left on its way into `folder`; how many files."""
     swept = 0
-    hidden = folder / _PARTIAL
+    hidden = folder / PARTIAL
     with suppress(OSError):
         for partial in hidden.iterdir():
             with suppress(LostClaim), _partial(folder, partial.name):
@@ -223,7 +223,7 @@ def _partial(folder: Path, name: str) -> Iterator[tuple[Path, BinaryIO]]:
     Raises:
         LostClaim: another process holds it.
     """
-    path = folder / _PARTIAL / name
+    path = folder / PARTIAL / name
     with _locked(path) as copy:
         copy.truncate(0)
         try:

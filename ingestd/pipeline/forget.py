@@ -20,10 +20,13 @@ from ingestd.job_state import DELIVERED, QUEUED, JobState
 from ingestd.models import FileProcessing
 from ingestd.pipeline import alerts, ledger, stats
 from ingestd.pipeline.amend import Amendment, Note, amending, let_newest_count
-from ingestd.pipeline.ingest import Found, Ingest, database_at_work, places_of
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
+from ingestd.pipeline.look import places_of
 from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
 from ingestd.pipeline.slot import Place
 from ingestd.pipeline.touched import Touched
+from ingestd.transient import database_at_work
 
 FORGET = "forget"
 """The word of the audit log; `ingestd fsck` knows by it whose bytes may lie about."""

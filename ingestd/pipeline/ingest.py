@@ -9,22 +9,20 @@ file that fits one batch is one commit. The source is touched only afterwards.
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd.db import Clock, is_postgresql, sqlite_code
+from ingestd.db import Clock, is_postgresql
 from ingestd.errors import (
     FileChanged,
     FileRefused,
@@ -32,29 +30,27 @@ from ingestd.errors import (
     IngestError,
     LostClaim,
     ManifestNotMet,
-    NotPutAway,
     StopRequested,
-    StorageFault,
 )
 from ingestd.job_state import PUT_AWAY, QUEUED, JobState
 from ingestd.log import escape
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
-from ingestd.pipeline.evidence import Claim, Measured, RowCount, contradiction
-from ingestd.pipeline.ledger import Books, Delivery, Twin
+from ingestd.pipeline.evidence import Measured, contradiction
+from ingestd.pipeline.found import Found, label_of
+from ingestd.pipeline.leave import Leaving
+from ingestd.pipeline.ledger import Books, Twin
 from ingestd.pipeline.load import load_batch
+from ingestd.pipeline.look import look_inside, whole
 from ingestd.pipeline.read import (
     Csv,
     ReadLimits,
     RowReader,
     Source,
-    is_moved_unchanged,
     open_source,
-    sha256_of,
 )
 from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
-from ingestd.pipeline.slot import Place, Slot, contract_of_folders, parse_name, place_of
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.touched import Touched
 from ingestd.pipeline.validate import (
@@ -63,11 +59,9 @@ from ingestd.pipeline.validate import (
     Record,
     Reject,
     Validator,
-    contract_in_row,
-    storable,
     storable_text,
 )
-from ingestd.pipeline.writers import Writers, writers_kept_out
+from ingestd.transient import database_at_work, is_transient
 
 log = structlog.get_logger()
 
@@ -108,38 +102,6 @@ class Attempt:
     first_rejects: list[Reject] = field(default_factory=list)
     # Where a bare CSV will be put; a ZIP's way is known when all of its members are done.
     goes_to: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file that is complete: where it lies under which root, and how we know."""
-
-    root: Path
-    relative: Path
-    evidence: str
-    # What markers and manifests say of it.
-    claim: Claim | None = None
-    # As it was when it was found complete.
-    stamp: str = ""
-    # Its manifest proves it complete, or it waits: a writer need not have closed it.
-    may_be_open: bool = False
-    # It contradicted its manifest for long: it does not wait any more.
-    is_last_chance: bool = False
-
-    @property
-    def path(self) -> Path:
-        """The file itself."""
-        return self.root / self.relative
-
-    @property
-    def label(self) -> str:
-        """Its path as a text that every database can hold."""
-        return label_of(self.relative)
-
-
-def label_of(path: Path) -> str:
-    """Write a path as clean text: bytes that are not UTF-8 are spelt out."""
-    return storable(bytes(path).decode("utf-8", "backslashreplace"))
 
 
 @dataclass(slots=True)
@@ -236,7 +198,9 @@ class Ingest:
             self._let_go(found.root, lambda job: job.id not in unopened, path=found.label)
         measured = Measured()
         try:
-            deliveries = self._look_inside(found, source, measured)
+            deliveries = look_inside(
+                found, source, measured, sessions=self.sessions, heed_stop=self._heed_stop
+            )
         except FileRefused as refusal:
             self._heed_manifest(found, measured)
             _refuse_replaced(found, source)
@@ -287,124 +251,11 @@ class Ingest:
         except FileRefused:
             return {}
 
-    def _look_inside(
-        self, found: Found, source: Source, measured: Measured
-    ) -> list[tuple[Csv | None, Delivery, list[Place]]]:
-        """Hash every CSV, measure what a manifest asks for, and read what the names say."""
-        container_sha256 = None
-        if source.is_zip:
-            with found.path.open("rb", buffering=0) as stream:
-                container_sha256, _size = sha256_of(stream)
-            measured.sha256 = container_sha256
-            with self.sessions.begin() as session:
-                known = ledger.container_is_known(session, container_sha256)
-            if known and _is_told_by_members(source, known):
-                measured.rows = sum(job.rows_read - job.rows_blank for job in known)
-                return [
-                    (None, self._again(found, source, job), places_of(found, job.member))
-                    for job in known
-                ]
-        csvs = list(source.csvs())
-        counted = RowCount() if found.claim and found.claim.asks_for_rows else None
-        deliveries: list[tuple[Csv | None, Delivery, list[Place]]] = []
-        for csv in csvs:
-            self._heed_stop()
-            with source.open(csv) as stream:
-                digest = sha256_of(stream, counted.next_csv() if counted else _nothing)
-            is_alone = len(csvs) == 1
-            delivery = self._deliver(found, source, csv, digest, container_sha256, alone=is_alone)
-            deliveries.append((csv, delivery, places_of(found, csv.member)))
-        measured.sha256 = container_sha256 or deliveries[0][1].sha256
-        measured.rows = counted.rows if counted else None
-        return deliveries
-
-    def _deliver(
-        self,
-        found: Found,
-        source: Source,
-        csv: Csv,
-        digest: tuple[str, int],
-        container_sha256: str | None,
-        *,
-        alone: bool,
-    ) -> Delivery:
-        way = "/".join([*found.label.split("/")[:-1], *csv.steps]) if csv.steps else found.label
-        name = way.rsplit("/", 1)[-1]
-        contract_id, slot = parse_name(name)
-        if contract_id is None:
-            contract_id = contract_of_folders(way) or self._contract_inside(source, csv)
-        for container in reversed([found.relative.name, *csv.steps[:-1]] if csv.steps else []):
-            told, covered = parse_name(container.rsplit("/", 1)[-1])
-            contract_id = contract_id or told
-            # A ZIP's name says what its one CSV covers, but not what each of several does.
-            slot = slot or (covered if alone and told == contract_id else None)
-        return Delivery(
-            root=str(found.root),
-            path=found.label,
-            member=storable(csv.member) if csv.member else None,
-            name=storable(name),
-            stamp=source.stamp,
-            mtime=_moment_of(source.mtime_ns),
-            sha256=digest[0],
-            container_sha256=container_sha256,
-            size=digest[1],
-            contract_id=contract_id,
-            constituency_id=stats.constituency_id_of(contract_id) if contract_id else None,
-            slot=slot,
-            evidence=found.evidence,
-        )
-
-    def _contract_inside(self, source: Source, csv: Csv) -> str | None:
-        """Look for the contract in the rows: createContract, else a voters list."""
-        told_by_list = None
-        with source.open(csv) as stream:
-            for row in RowReader(stream, max_line_bytes=self.terms.read.max_line_bytes):
-                told = contract_in_row(row)
-                if told and told.is_create:
-                    return told.contract_id
-                told_by_list = told_by_list or (told.contract_id if told else None)
-        return told_by_list
-
-    @staticmethod
-    def _again(found: Found, source: Source, job: FileProcessing) -> Delivery:
-        """The delivery of a member of a container whose bytes are known already."""
-        return Delivery(
-            root=str(found.root),
-            path=found.label,
-            member=job.member,
-            name=job.name,
-            stamp=source.stamp,
-            mtime=_moment_of(source.mtime_ns),
-            sha256=job.sha256,
-            container_sha256=job.container_sha256,
-            size=job.size,
-            contract_id=job.contract_id,
-            constituency_id=job.constituency_id,
-            slot=Slot(job.slot, job.is_cumulative) if job.slot else None,
-            evidence=found.evidence,
-        )
-
     def _refuse_container(
         self, found: Found, source: Source, refusal: FileRefused
     ) -> FileProcessing:
         """A container that cannot be opened has a job of its own."""
-        with found.path.open("rb", buffering=0) as stream:
-            sha256, size = sha256_of(stream)
-        delivery = Delivery(
-            root=str(found.root),
-            path=found.label,
-            member=None,
-            name=found.label.rsplit("/", 1)[-1],
-            stamp=source.stamp,
-            mtime=_moment_of(source.mtime_ns),
-            sha256=sha256,
-            container_sha256=sha256,
-            size=size,
-            contract_id=None,
-            constituency_id=None,
-            slot=None,
-            evidence=found.evidence,
-        )
+        delivery = whole(found, source)
         with one_recorder(), self.sessions.begin() as session:
             job = ledger.record(session, delivery, self.clock())
             assert job is not None  # noqa: S101 - a delivery without contract always has a job
@@ -805,88 +656,11 @@ class Ingest:
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
         reason = self.reasons(refused) if refused else ()
-        try:
-            target, is_renamed = self._move(found, source, folder, jobs, reason)
-        except FileChanged:  # what was never read stays, and is looked at anew
-            return jobs
-        if is_renamed and not is_moved_unchanged(source.stamp, target):
-            home = archive.put_back(target, found.path)
-            self._note_archived(jobs, None)
-            log.warning("file_changed_while_put_away", path=found.label, put_back=label_of(home))
-            return jobs
-        # Last, since a file without its marker might wait for one for ever.
-        if found.claim:
-            archive.put_beside([found.root / path for path in found.claim.beside], target)
+        leaving = Leaving(found, source, jobs, sessions=self.sessions, on_step=self.on_step)
+        # What changed since it was read stays, and is looked at anew.
+        with suppress(FileChanged):
+            leaving.go_to(folder, reason)
         return jobs
-
-    def _move(
-        self,
-        found: Found,
-        source: Source,
-        folder: Path,
-        jobs: list[FileProcessing],
-        reason: Sequence[str],
-    ) -> tuple[Path, bool]:
-        """Move a file below a folder by a free name, which its jobs say beforehand.
-
-        Returns where it went, and whether by a rename.
-
-        Raises:
-            FileChanged: it stays, since somebody writes it, or has.
-        """
-        wanted = folder / found.relative
-        copy = self._copy_of(found, jobs, wanted)
-        if copy is not None:
-            with _kept_unchanged(source):
-                archive.finish(found.path)
-            return copy, False
-        while True:
-            target = archive.free_name(wanted)
-            # The lease last: a writer that it keeps waiting goes on in the moved file.
-            with self._addressed(jobs, target), _kept_unchanged(source):
-                return target, archive.put_away(
-                    found.path, target, folder=folder, reason=reason, on_step=self.on_step
-                )
-
-    @contextmanager
-    def _addressed(self, jobs: list[FileProcessing], target: Path) -> Iterator[None]:
-        """Let the jobs say where their file goes before it goes: a kill between leaves no doubt.
-
-        A CSV's job has said so when it was completed: the less time between its last look and its
-        move, the better. A name that was taken a moment ago ends the block without an error.
-        """
-        before = jobs[0].archived_to
-        if any(job.archived_to != label_of(target) for job in jobs):
-            self._note_archived(jobs, label_of(target))
-        self.on_step(Step.ADDRESSED)
-        try:
-            yield
-        except FileExistsError:
-            self._note_archived(jobs, None)
-        except (LostClaim, FileVanished):  # another process is moving it, or has: it said where
-            if not os.path.lexists(target):
-                self._note_archived(jobs, before)
-            raise
-        except (NotPutAway, FileChanged):
-            if not os.path.lexists(target):
-                self._note_archived(jobs, None)
-            raise
-
-    def _note_archived(self, jobs: list[FileProcessing], target: str | None) -> None:
-        with self.sessions.begin() as session:
-            ledger.note_archived(session, jobs, target)
-
-    @staticmethod
-    def _copy_of(found: Found, jobs: list[FileProcessing], wanted: Path) -> Path | None:
-        """Give the copy of a file that was moved but for the last step, by a process now gone.
-
-        Its jobs name it; only in the ledger does that differ from the same bytes dropped twice.
-        """
-        for label in {job.archived_to for job in jobs}:
-            for target in ledger.paths_of(label or ""):
-                if target.parent == wanted.parent and archive.is_copy(found.path, target):
-                    return target
-        return None
 
     def reasons(self, refused: list[FileProcessing]) -> list[str]:
         """Write down why jobs were refused, and what to do."""
@@ -988,13 +762,6 @@ def _is_unopened(source: Source, job: FileProcessing) -> bool:
     return source.is_zip and job.member is None and job.status in QUEUED
 
 
-def places_of(found: Found, member: str | None) -> list[Place]:
-    """What the folders on the way to a CSV tell, outside and inside its ZIP."""
-    steps = [*found.label.split("/")[:-1], member] if member else [found.label]
-    place = place_of("/".join(steps))
-    return [place] if place else []
-
-
 def batched(
     outcomes: Iterable[Outcome], most_rows: int, most_bytes: int
 ) -> Iterator[tuple[list[Outcome], bool]]:
@@ -1020,21 +787,6 @@ def one_recorder() -> Iterator[None]:
         raise LostClaim(str(error.orig)) from error
 
 
-def _is_told_by_members(source: Source, known: list[FileProcessing]) -> bool:
-    """Say whether a known container means the same wherever it lies.
-
-    Its members' own names must say all, or its new name and folders might say
-    something else; and all of them must be known.
-    """
-    for job in known:
-        contract_id, slot = parse_name(job.name)
-        if contract_id != job.contract_id or slot is None or slot.text != job.slot:
-            return False
-    return {job.member for job in known} == {
-        storable(csv.member) if csv.member else None for csv in source.csvs()
-    }
-
-
 def _is_newly_claimed(found: Found, jobs: Iterable[FileProcessing]) -> bool:
     """Say whether a manifest came for a file that was begun on weaker evidence."""
     if found.claim is None or not found.claim.checks:
@@ -1042,93 +794,8 @@ def _is_newly_claimed(found: Found, jobs: Iterable[FileProcessing]) -> bool:
     return any(job.status in QUEUED and job.evidence != found.evidence for job in jobs)
 
 
-@contextmanager
-def _kept_unchanged(source: Source) -> Iterator[None]:
-    """Keep writers out for the time of the block.
-
-    Raises:
-        FileChanged: one was quicker.
-    """
-    with writers_kept_out(source.path) as writers:
-        if writers is Writers.SOME or not source.is_unchanged():
-            raise FileChanged(str(source.path))
-        yield
-
-
 def _is_still(source: Source) -> bool:
     try:
         return source.is_unchanged()
     except FileVanished:
         return False
-
-
-def _nothing(_block: bytes) -> None:
-    """Nobody counts."""
-
-
-# A day inside of what `datetime` holds: the same moment must have a name in every time zone.
-_FIRST_SECOND, _LAST_SECOND = -62_135_510_400, 253_402_214_400
-
-
-def _moment_of(mtime_ns: int) -> datetime:
-    """UTC time of a file's mtime; what no calendar holds becomes its first or last day."""
-    seconds = max(_FIRST_SECOND, min(mtime_ns // 10**9, _LAST_SECOND))
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-class database_at_work:  # noqa: N801 - reads as a statement where it is used
-    """Tell a database that is away from a program that is wrong."""
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        """Translate what means "try the same again later"."""
-        if isinstance(error, DBAPIError) and is_transient(error):
-            raise StorageFault(str(error.orig)) from error
-
-
-# SQLSTATE classes and codes of a server that is away, restarting, full, in the way of others,
-# or that shuts us out; https://www.postgresql.org/docs/current/errcodes-appendix.html
-_TRANSIENT_STATES = (
-    "08",  # connection lost
-    "25006",  # read-only: a fail-over, or a full disk
-    "25P03",  # idle in a transaction for too long: we were stopped
-    "25P04",  # a transaction that took too long
-    "28",  # refused at the door
-    "40",  # deadlock, serialization
-    "42501",  # a right was taken away: true for every file, so no fault of this one
-    "53",  # connections, memory, disk used up
-    "55",  # locked, not accepting connections
-    "57",  # shut down, starting up, cancelled, timed out
-    "58",  # the server's own input and output
-    "XX001",  # a damaged table
-    "XX002",  # a damaged index
-)
-_TRANSIENT_CODES = {
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOTADB,
-}
-
-
-def is_transient(error: DBAPIError) -> bool:
-    """Say whether a database error is about the database (away, locked, full), not about us."""
-    if error.connection_invalidated:
-        return True
-    state = getattr(error.orig, "sqlstate", None)
-    if state is not None:
-        return str(state).startswith(_TRANSIENT_STATES)
-    if isinstance(error.orig, sqlite3.Error):
-        return sqlite_code(error.orig) in _TRANSIENT_CODES
-    # psycopg's own, without a word from the server: it was not reached.
-    return isinstance(error, OperationalError | InterfaceError)

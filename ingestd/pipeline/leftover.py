@@ -22,7 +22,7 @@ from ingestd.job_state import PUT_AWAY
 from ingestd.models import FileProcessing
 from ingestd.pipeline import archive, ledger
 from ingestd.pipeline.evidence import Check, Claim, Manifests, Measured, contradiction, is_list
-from ingestd.pipeline.ingest import label_of
+from ingestd.pipeline.found import label_of
 
 log = structlog.get_logger()
 

@@ -22,13 +22,14 @@ from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import ledger
 from ingestd.pipeline.amend import Amendment, Note, amending
-from ingestd.pipeline.ingest import Ingest, Terms, database_at_work
+from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.read import Row
 from ingestd.pipeline.sightings import FileRef, recompute_file
 from ingestd.pipeline.touched import Touched
 from ingestd.pipeline.validate import Record, Reject, Validator
+from ingestd.transient import database_at_work
 
 _ROWS_IN_ONE_COMMIT = 500
 

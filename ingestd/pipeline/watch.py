@@ -23,7 +23,7 @@ from typing import NamedTuple
 import structlog
 
 from ingestd.pipeline.evidence import DATA_TAILS, Check, Claim, is_marker
-from ingestd.pipeline.ingest import Found, label_of
+from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.obstacles import advice, rights
 from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.writers import Writers, writers_of

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ingestd.log import escape
-from ingestd.pipeline.ingest import label_of
+from ingestd.pipeline.found import label_of
 from ingestd.pipeline.slot import (
     WHOLE,
     Slot,

@@ -22,13 +22,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd.db import Clock
 from ingestd.job_state import QUEUED
 from ingestd.models import Constituency, FileProcessing, table_of
+from ingestd.pipeline.found import label_of
 from ingestd.pipeline.fsck import folders
 from ingestd.pipeline.fsck.counts import check_alerts, check_counts
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.jobs import all_jobs, check_held, check_jobs
 from ingestd.pipeline.fsck.lines import check_bytes, check_lines, place_of
 from ingestd.pipeline.fsck.rows import Counted, Walk
-from ingestd.pipeline.ingest import Terms, label_of
+from ingestd.pipeline.ingest import Terms
 from ingestd.pipeline.validate import constituency_prefix
 
 _LAST_KEY = (1 << 128) - 1

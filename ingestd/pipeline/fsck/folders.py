@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session
 
 from ingestd.job_state import DELIVERED, PUT_AWAY, JobState
 from ingestd.models import AuditLog, FileProcessing
-from ingestd.pipeline.archive import REASON_SUFFIX
+from ingestd.pipeline.archive import PARTIAL, REASON_SUFFIX
 from ingestd.pipeline.evidence import is_marker
 from ingestd.pipeline.forget import FORGET
+from ingestd.pipeline.found import label_of
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.jobs import name_of
 from ingestd.pipeline.fsck.lines import hash_of, place_of
-from ingestd.pipeline.ingest import label_of
 from ingestd.pipeline.ledger import is_there, paths_of
 
 FILES_AT_ONCE = 200
@@ -27,10 +27,10 @@ _NUMBERED = re.compile(r" \([0-9]+\)(?=(?:\.[^./]*)?\Z)")
 
 
 def files_in(folder: Path) -> Iterator[list[Path]]:
-    """Walk a folder in order, so many at once; copies, markers and reasons are none."""
+    """Walk a folder in order, so many at once; copies on their way, markers, reasons are none."""
     some: list[Path] = []
     for base, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if name != PARTIAL)
         for name in sorted(names):
             if is_kept(name):
                 some.append(Path(base, name))
@@ -43,8 +43,7 @@ def files_in(folder: Path) -> Iterator[list[Path]]:
 
 def is_kept(name: str) -> bool:
     """Say whether a name in archive or quarantine is that of a file that was put away."""
-    is_partial = name.startswith(".") and name.endswith(".part")
-    return not (is_partial or is_reason(name) or is_marker(_NUMBERED.sub("", name)))
+    return not (is_reason(name) or is_marker(_NUMBERED.sub("", name)))
 
 
 def is_reason(name: str) -> bool:

@@ -30,7 +30,7 @@ from ingestd.pipeline.fsck.lines import (
     place_of,
     replayed_texts,
 )
-from ingestd.pipeline.ingest import Ingest, batched, database_at_work, hold_constituency
+from ingestd.pipeline.ingest import Ingest, batched, hold_constituency
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.read import sha256_of
@@ -38,6 +38,7 @@ from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
 from ingestd.pipeline.slot import contract_of_folders, parse_name
 from ingestd.pipeline.touched import Touched, chunks, content, sighting, transaction
 from ingestd.pipeline.validate import Blank, Record, Reject
+from ingestd.transient import database_at_work
 
 _Images = tuple[Mapping[str, Any], Mapping[str, Any]]
 """How a row was before a mend, and how it is after."""
