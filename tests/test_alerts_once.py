@@ -17,6 +17,9 @@ from .oracle import unsound
 from .running import Start, is_empty, open_sessions, soon
 from .test_database_faults import is_in_work
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 FOUND = {
     "duplicate_vote_key",
     "file_rejected",

@@ -23,6 +23,9 @@ from .conftest import DATABASES, Databases, Did, Simulated, simulated
 from .running import ONCE, environment, open_sessions
 from .victims import CRASH_VARIABLE, STEPS_VARIABLE, Victim
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -202,7 +205,6 @@ def test_the_rest_after_a_kill_takes_little_more_than_its_share(
     assert max(ratios.values()) < 1.3
 
 
-@pytest.mark.slow
 @pytest.mark.promise(21)
 @pytest.mark.parametrize("packing", ["csv", "zip"])
 def test_memory_does_not_grow_with_the_file(
@@ -223,7 +225,6 @@ def test_memory_does_not_grow_with_the_file(
 
 
 # Each packing and each database once: all four pairs would take ten minutes.
-@pytest.mark.slow
 @pytest.mark.promise(3, 4, 21)
 @pytest.mark.parametrize(
     ("packing", "kind"),

@@ -33,6 +33,9 @@ from .conftest import Did, DropFile, Voting, csv_of, tx_of, zip_of
 from .oracle import unsound
 from .running import Start, is_empty, jobs_on, open_sessions, soon
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 Sessions = sessionmaker[Session]
 LAST_BATCH = 3
 BATCH_ROWS = 4

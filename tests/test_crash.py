@@ -32,6 +32,9 @@ from .running import environment, is_empty, open_sessions, soon
 from .test_any_order import ingest_all
 from .victims import CRASH_VARIABLE, Mode, Steps, Victim
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 BATCH_ROWS = 10
 EVENTFUL_FILES = 10
 SMALL_BATCHES = {"INGESTD_INGEST__BATCH_ROWS": str(BATCH_ROWS)}

@@ -41,6 +41,9 @@ from .running import (
     starter,
 )
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 Sessions = sessionmaker[Session]
 
 ROWS = 400

@@ -40,6 +40,9 @@ from .running import (
 from .victims import CRASH_VARIABLE, Victim
 from .volumes import Commoner, Disk, Mount, commoner, disk, idle, mount, run
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 __all__ = ["commoner", "disk", "mount"]  # fixtures
 
 FULL = {"INGESTD_DATABASE__SQLITE_SYNCHRONOUS": "FULL"}

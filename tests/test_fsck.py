@@ -61,6 +61,9 @@ from .oracle import differences, snapshot, unsound
 from .running import Start, environment, open_sessions, soon
 from .test_two_at_once import stop_after_a_batch
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 Sessions = sessionmaker[Session]
 
 

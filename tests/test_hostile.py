@@ -45,6 +45,9 @@ from .test_read import HOSTILE as TRICKY_ZIPS
 from .test_read import LIMITS as LIMITS_OF_READ
 from .test_read import zipped
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 Sessions = sessionmaker[Session]
 MANY = 1 << 20
 

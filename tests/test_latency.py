@@ -17,6 +17,9 @@ from .oracle import unsound
 from .running import is_empty, open_sessions, soon
 from .victims import Victim
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 SETTLE_SECONDS = 1.0
 
 
@@ -55,7 +58,7 @@ def seconds_to_be_visible(victim: Victim, dropped: dict[str, float]) -> list[flo
 @pytest.mark.parametrize(
     ("pace", "number", "longest"),
     [
-        pytest.param(10, 50, 15.0, id="10-a-second", marks=pytest.mark.slow),
+        pytest.param(10, 50, 15.0, id="10-a-second"),
         pytest.param(100, 2_000, SETTLE_SECONDS + 1, id="100-a-second", marks=pytest.mark.campaign),
     ],
 )

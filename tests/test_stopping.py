@@ -30,6 +30,9 @@ from .test_database_faults import (
     starting,
 )
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hour() -> tuple[str, bytes]:

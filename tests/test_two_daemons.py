@@ -32,6 +32,9 @@ from .test_crash import contents
 from .test_database_faults import assert_whole, starting
 from .test_two_at_once import second
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 Sessions = sessionmaker[Session]
 
 SMALL_FILES, ZIPS, LARGE_ROWS = 150, 10, 1_200
