@@ -187,7 +187,9 @@ def once(
                 on_step=on_step,
             )
             _begin(ingest)
-            for root in {found.root for found in files}:
+            # Also where nothing is left: what was read in part may be what was taken away.
+            folders = {root.absolute() for root in roots if root.is_dir()}
+            for root in folders | {found.root for found in files}:
                 ingest.note_missing(root)
             total, done = sum(sizes.values()), 0
             patience = _OncePatience(settings.database.busy_timeout_seconds, stop.is_set)

@@ -50,13 +50,13 @@ _LOCK_SECONDS = 60.0
 # What a database holds ----------------------------------------------------------------------
 
 
-def ensure_current(engine: Engine, url: str) -> None:
+def ensure_current(engine: Engine, url: str, *, patience_seconds: float = _LOCK_SECONDS) -> None:
     """Let nothing pass but the schema of this program; an empty database is given it.
 
     Raises SchemaMismatch for a schema that is older or newer, and for a database that holds
     something else.
     """
-    if _patiently(lambda: current(engine)) is None:
+    if _patiently(lambda: current(engine), patience_seconds) is None:
         _refuse_foreign(engine)
         upgrade(url)
     found, wanted = current(engine), head()
@@ -157,13 +157,13 @@ def _refuse_dangling(connection: Connection) -> None:
         )
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def _patiently(ask: Callable[[], T], seconds: float = _LOCK_SECONDS) -> T:
     """Ask again while SQLite answers "locked".
 
     Two programs that open a new file at once both switch it to WAL, and there SQLite refuses
     one of them without waiting for its busy time-out.
     """
-    deadline = time.monotonic() + _LOCK_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return ask()

@@ -47,7 +47,8 @@ def open_database(
     )
     try:
         with database_at_work():
-            migrate.ensure_current(engine, database.url)
+            patience = database.busy_timeout_seconds
+            migrate.ensure_current(engine, database.url, patience_seconds=patience)
     except BaseException:
         engine.dispose()
         raise

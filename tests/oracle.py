@@ -187,10 +187,10 @@ def recounted_hours(session: Session) -> Hours:
     names = ("constituency_id", "timestamp", "tx_id", "sender", "type", "status")
     wanted = [columns[name] for name in (*names, "raw_data", "operation_data")]
     for row in session.execute(select(*wanted)):
-        if row.status == "withdrawn":
-            continue
         hour = row.timestamp.replace(minute=0, second=0, microsecond=0)
         counts = hours.setdefault((row.constituency_id, hour), dict.fromkeys(_HOUR_COLUMNS, 0))
+        if row.status == "withdrawn":
+            continue  # not counted; an hour in which nothing else lies says zero
         if row.status == "rolled_back":
             counts["rolled_back"] += 1
             continue

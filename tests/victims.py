@@ -2,12 +2,14 @@
 
 They are forked from a server that has imported it already. This is the test build of the
 settings: it alone knows INGESTD_TEST__CRASH_AT, by which a process kills itself with SIGKILL
-as soon as a step is over for the n-th time (`loaded:2`), and INGESTD_TEST__TELL_STEPS, a file
-into which it writes at its end when each batch was stored.
+as soon as a step is over for the n-th time (`loaded:2`), INGESTD_TEST__FREEZE_AT, by which it
+stops there so that a test may do something before it goes on, and INGESTD_TEST__TELL_STEPS, a
+file into which it writes at its end when each batch was stored.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -32,9 +34,12 @@ from .running import environment
 Mode = Literal["once", "run"]
 CRASH_VARIABLE = "INGESTD_TEST__CRASH_AT"
 STEPS_VARIABLE = "INGESTD_TEST__TELL_STEPS"
+FREEZE_VARIABLE = "INGESTD_TEST__FREEZE_AT"
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["ingestd.daemon", "psycopg"])
+# Alembic is imported late, by whoever opens a database: a fifth of what such a process does.
+_PRELOADED = ["ingestd.daemon", "psycopg", "alembic.runtime.migration", "tests.victims"]
+_FORKS.set_forkserver_preload(_PRELOADED)
 
 
 class TestBuild(BaseSettings):
@@ -45,13 +50,15 @@ class TestBuild(BaseSettings):
 
     crash_at: str = ""
     tell_steps: Path | None = None
+    freeze_at: str = ""
 
 
 @dataclass
 class Steps:
-    """Counts the steps that were told, and dies at the one that is armed."""
+    """Counts the steps that were told; dies at the one that is armed, or stops there."""
 
     crash_at: str = ""
+    freeze_at: str = ""
     told: Counter[Step] = field(default_factory=Counter)
     stored_at: list[float] = field(default_factory=list)
 
@@ -62,6 +69,8 @@ class Steps:
             self.stored_at.append(time.monotonic())
         if self.crash_at == f"{step}:{self.told[step]}":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.freeze_at == f"{step}:{self.told[step]}":
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
@@ -73,10 +82,11 @@ def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
     for standard in (1, 2):
         os.dup2(stream, standard)
     sys.stderr = os.fdopen(2, "w")
+    faulthandler.register(signal.SIGUSR1)
     log.configure("info", "json", sys.stderr)
     build = TestBuild()
-    steps = Steps(build.crash_at)
-    for variable in (CRASH_VARIABLE, STEPS_VARIABLE):
+    steps = Steps(build.crash_at, build.freeze_at)
+    for variable in (CRASH_VARIABLE, FREEZE_VARIABLE, STEPS_VARIABLE):
         os.environ.pop(variable, None)
     settings = load_settings()
     if mode == "run":
@@ -111,6 +121,8 @@ class Victim:
         self.process.join(seconds)
         status = self.process.exitcode
         if status is None:
+            self._signal(signal.SIGUSR1)  # let it say where it hangs
+            self.process.join(0.5)
             self.kill()
             raise AssertionError("it never came to its end: " + self.log())
         return status
@@ -124,6 +136,29 @@ class Victim:
         """SIGTERM, and its exit status."""
         self.process.terminate()
         return self.wait(30)
+
+    def freeze(self) -> None:
+        """SIGSTOP; it does nothing more when this returns."""
+        self._signal(signal.SIGSTOP)
+        while self.is_alive and not self.is_frozen:
+            time.sleep(0.001)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process.pid is not None and self.is_alive:
+            os.kill(self.process.pid, number)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it was stopped, by itself or by `freeze`."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return False
+        return status.rsplit(")", 1)[1].split()[0] == "T"
 
     @property
     def is_alive(self) -> bool:

@@ -50,19 +50,21 @@ def put_away(
     target: Path,
     *,
     folder: Path,
+    stamp: str | None = None,
     reason: Sequence[str] = (),
     on_step: Callable[[Step], None] = lambda _step: None,
 ) -> bool:
     """Move `path` to `target`, a name below `folder` that is free; says whether by a rename.
 
-    Else by a copy, which was held against the file; what a rename moved the caller looks at.
+    Else by a copy, which was held against the file, and the file against the `stamp` that it
+    must have; what a rename moved the caller looks at.
     The lines of a `reason` are written beside it, and first: a crash between
     the two must not leave a file in quarantine that does not say why.
 
     Raises:
         FileExistsError: the name was taken a moment ago; choose another.
         FileVanished: somebody took the file away.
-        FileChanged: it was written to while it was copied.
+        FileChanged: it was written to, or replaced, before it was copied.
         LostClaim: another process is moving it.
         NotPutAway: one of the two folders refuses; the file stays where it is.
     """
@@ -79,7 +81,7 @@ def put_away(
             if error.errno != errno.EXDEV:
                 raise
             is_renamed = False
-            _copy_over(path, target, folder, on_step)
+            _copy_over(path, target, folder, stamp, on_step)
     on_step(Step.MOVED)
     return is_renamed
 
@@ -179,7 +181,9 @@ def link_and_unlink(path: Path, target: Path) -> None:
     path.unlink()
 
 
-def _copy_over(path: Path, target: Path, folder: Path, on_step: Callable[[Step], None]) -> None:
+def _copy_over(
+    path: Path, target: Path, folder: Path, stamp: str | None, on_step: Callable[[Step], None]
+) -> None:
     """Copy to another file system; the source goes only when the copy is safe on disk.
 
     The lock is held until the end, so that no second process copies what is about to go.
@@ -195,7 +199,8 @@ def _copy_over(path: Path, target: Path, folder: Path, on_step: Callable[[Step],
             os.fchmod(copy.fileno(), stat.S_IMODE(before.st_mode))
         os.fsync(copy.fileno())
         on_step(Step.COPIED)
-        if stamp_of(before) != stamp_of(path.stat(follow_symlinks=False)):
+        # Whoever replaces a file by a rename asks nobody: what was copied must be what was read.
+        if {stamp or stamp_of(before), stamp_of(path.lstat())} != {stamp_of(before)}:
             message = f"{path} changed while it was copied"
             raise FileChanged(message)
         move_to_free_name(partial, target)

@@ -59,6 +59,7 @@ from ingestd.pipeline.validate import (
     Record,
     Reject,
     Validator,
+    storable,
     storable_text,
 )
 from ingestd.transient import database_at_work, is_transient
@@ -189,7 +190,8 @@ class Ingest:
         ]
         # A person asked again for a container that could not be opened: look inside once more.
         unopened = {job.id for job in jobs if _is_unopened(source, job)}
-        if jobs and not unopened and not _is_newly_claimed(found, jobs):
+        is_known = jobs and not unopened and not _is_newly_claimed(found, jobs)
+        if is_known and _are_all_of(source, jobs):
             by_member = self._members_of(source, jobs)
             return [(by_member.get(job.member), job) for job in jobs]
         if any(job.status in QUEUED for job in earlier):
@@ -785,6 +787,17 @@ def one_recorder() -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise LostClaim(str(error.orig)) from error
+
+
+def _are_all_of(source: Source, jobs: Iterable[FileProcessing]) -> bool:
+    """Say whether no member lacks its job: a twin of a refused ZIP takes over what was refused."""
+    if not source.is_zip:
+        return True
+    try:
+        members = {storable(csv.member) for csv in source.csvs() if csv.member}
+    except FileRefused:  # its one job says so
+        return True
+    return members <= {job.member for job in jobs}
 
 
 def _is_newly_claimed(found: Found, jobs: Iterable[FileProcessing]) -> bool:

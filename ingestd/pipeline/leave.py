@@ -71,7 +71,12 @@ class Leaving:
             # The lease last: a writer that it keeps waiting goes on in the moved file.
             with self._addressed(target), _kept_unchanged(self.source):
                 return target, archive.put_away(
-                    self.found.path, target, folder=folder, reason=reason, on_step=self.on_step
+                    self.found.path,
+                    target,
+                    folder=folder,
+                    stamp=self.source.stamp,
+                    reason=reason,
+                    on_step=self.on_step,
                 )
 
     @contextmanager
