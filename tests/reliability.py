@@ -124,16 +124,17 @@ def _runs() -> Iterator[tuple[str, Sequence[str]]]:
 def _run(
     report: Path, watchdog: str, paths: Sequence[str], chosen: str, workers: str, folder: Path
 ) -> int:
-    environment = dict(os.environ)
+    python = sys.executable
     if watchdog != version("watchdog"):
-        # A folder before all others on the path: tests start processes, and those see it, too.
+        # An environment of its own: tests start processes, and those must see it, too.
         place = folder / watchdog
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place)]
-        subprocess.run([*pip, f"watchdog=={watchdog}"], check=True)
-        environment["PYTHONPATH"] = f"{place}{os.pathsep}{ROOT}"
-    command = [sys.executable, "-m", "pytest", "-n", workers, "-m", chosen, "-q"]
+        python = str(place / "bin" / "python")
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, f"{ROOT}[dev]", f"watchdog=={watchdog}"], check=True)
+    command = [python, "-m", "pytest", "-n", workers, "-m", chosen, "-q"]
     return subprocess.run(
-        [*command, f"--junitxml={report}", *paths], cwd=ROOT, env=environment, check=False
+        [*command, f"--junitxml={report}", *paths], cwd=ROOT, check=False
     ).returncode
 
 

@@ -800,17 +800,6 @@ def _are_all_of(source: Source, jobs: Iterable[FileProcessing]) -> bool:
     return members <= {job.member for job in jobs}
 
 
-def _are_all_of(source: Source, jobs: Iterable[FileProcessing]) -> bool:
-    """Say whether no member lacks its job: a twin of a refused ZIP takes over what was refused."""
-    if not source.is_zip:
-        return True
-    try:
-        members = {storable(csv.member) for csv in source.csvs() if csv.member}
-    except FileRefused:  # its one job says so
-        return True
-    return members <= {job.member for job in jobs}
-
-
 def _is_newly_claimed(found: Found, jobs: Iterable[FileProcessing]) -> bool:
     """Say whether a manifest came for a file that was begun on weaker evidence."""
     if found.claim is None or not found.claim.checks:
