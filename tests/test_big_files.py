@@ -225,6 +225,7 @@ def test_memory_does_not_grow_with_the_file(
 
 
 # Each packing and each database once: all four pairs would take ten minutes.
+@pytest.mark.campaign
 @pytest.mark.promise(3, 4, 21)
 @pytest.mark.parametrize(
     ("packing", "kind"),

@@ -297,7 +297,7 @@ def test_an_overflow_of_events_loses_nothing(
     did(f"SIGSTOP, 20 000 files, SIGCONT; {heard['missed']} missed by events", overflows=1)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.promise(5)
 def test_all_files_of_an_overflow_are_taken(
     start: Start, sqlite_url: str, voting: Voting, did: Did

@@ -352,10 +352,9 @@ class Ingest:
                         _refuse_misnamed(stored, ledger.twins_of(session, stored))
                     if is_last:
                         self._refuse_changed(source, rows, job)
-                    self._refuse_too_many_rejects(
-                        attempt.books, left_bytes=0 if is_last else job.size - batch[-1].end
-                    )
+                    self._refuse_hopeless(attempt.books, job)
                     if is_last:
+                        self._refuse_too_many_rejects(attempt.books)
                         seconds = (self.clock() - started).total_seconds()
                         self._finish(session, stored, attempt, rows.encoding, seconds)
                 self.on_step(Step.STORED)
@@ -430,18 +429,27 @@ class Ingest:
             message = f"{job.path} changed while it was read"
             raise FileChanged(message)
 
-    def _refuse_too_many_rejects(self, books: Books, *, left_bytes: int) -> None:
-        """Hold the error budget; in the middle of a file only if no rest could make up for it.
+    def _refuse_hopeless(self, books: Books, job: FileProcessing) -> None:
+        """Give a file up that has more bad rows than a good one of its size may have.
 
-        Else gigabytes of anything, named .csv, would fill the database with rejects first.
+        Else gigabytes of anything, named .csv, would fill the database with rejects first. What
+        is said must not depend on the batch in which it came out.
         """
-        rows = books.read - books.blank
-        allowed = most_rejects(self.terms, rows + left_bytes // _SHORTEST_ROW_BYTES)
-        if books.rejected > allowed:
-            told = "that are allowed" if not left_bytes else "that the whole file could be allowed"
+        most = most_rejects(self.terms, job.size // _SHORTEST_ROW_BYTES)
+        if books.rejected > most:
             reason = (
-                f"{books.rejected} bad rows of {rows}, more than the "
-                f"{allowed} {told}; nothing of this file was stored"
+                f"more than {most} bad rows, which is more than any file of {job.size} bytes is "
+                "allowed; nothing of this file was stored"
+            )
+            raise FileRefused(reason, kind="too_many_rejects")
+
+    def _refuse_too_many_rejects(self, books: Books) -> None:
+        rows = books.read - books.blank
+        allowed = most_rejects(self.terms, rows)
+        if books.rejected > allowed:
+            reason = (
+                f"{books.rejected} bad rows of {rows}, more than the {allowed} that are allowed; "
+                "nothing of this file was stored"
             )
             raise FileRefused(reason, kind="too_many_rejects")
 
