@@ -170,6 +170,7 @@ class Model:
     """
 
     csvs: dict[Key, Csv] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
     owed: list[Key] = field(default_factory=list)
     possible: set[Key] = field(default_factory=set)
     spare: Counter[str] = field(default_factory=Counter)
@@ -177,8 +178,9 @@ class Model:
     archive: Counter[str] = field(default_factory=Counter)
     quarantine: Counter[str] = field(default_factory=Counter)
 
-    def learn(self, parcel: Parcel) -> None:
-        """Know the contents that were ever made."""
+    def learn(self, name: str, parcel: Parcel) -> None:
+        """Know the contents that ever lay in the inbox, and under which names."""
+        self.names.setdefault(parcel.sha256, []).append(name)
         self.csvs.update((csv.key, csv) for csv in parcel.csvs)
 
     def took_away(self, parcel: Parcel) -> None:
@@ -273,15 +275,18 @@ class Model:
         """Bytes that are not where they belong, or not there at all."""
         spare = self.spare.copy()
         wrong = []
-        for name, expected, found in (
+        for where, expected, found in (
             ("archive", self.archive, archive),
             ("quarantine", self.quarantine, quarantine),
         ):
-            wrong += [f"not in {name}: {sha} ×{n}" for sha, n in (expected - found).items()]
             more = found - expected
-            wrong += [f"too much in {name}: {sha} ×{n}" for sha, n in (more - spare).items()]
+            wrong += [("not in", where, sha, n) for sha, n in (expected - found).items()]
+            wrong += [("too much in", where, sha, n) for sha, n in (more - spare).items()]
             spare -= more
-        return wrong
+        return [
+            f"{what} {where}, {n} times: {self.names.get(sha, sha)}"
+            for what, where, sha, n in wrong
+        ]
 
 
 class _Event(NamedTuple):

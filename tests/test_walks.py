@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -131,6 +132,7 @@ class Walk(RuleBasedStateMachine):
         self.number = 0
         self.steps_since_a_look = 0
         self.is_quiet = False
+        self.has_failed = False
 
     @initialize(seed=st.integers(0, 1000), small=st.booleans())
     def begin(self, seed: int, small: bool) -> None:
@@ -481,7 +483,7 @@ class Walk(RuleBasedStateMachine):
             self.sent.append((name, parcel))
 
     def _lay(self, name: str, parcel: Parcel) -> None:
-        self.model.learn(parcel)
+        self.model.learn(name, parcel)
         self.lying[name] = Lying(parcel, is_seen=self._is_watched)
 
     def _forget(self, name: str) -> None:
@@ -643,7 +645,8 @@ class Walk(RuleBasedStateMachine):
         wrong = self.model.misplaced(
             _contents(self.volume / "archive"), _contents(self.volume / "quarantine")
         )
-        assert [] == wrong, self._told("folders", *wrong)
+        where = [path for path in self.volume.rglob("*") if path.is_file()]
+        assert [] == wrong, self._told("folders", *wrong, *where)
 
     def _jobs(self) -> list[Job]:
         with self.sessions() as session:
@@ -697,6 +700,7 @@ class Walk(RuleBasedStateMachine):
 
     def _told(self, what: str, *lines: object) -> str:
         """A failure with the walk that led to it."""
+        self.has_failed = True
         names = {
             voting.contract: f"{letter}…" for letter, voting in zip("AB", self.votings, strict=True)
         }
@@ -710,7 +714,7 @@ class Walk(RuleBasedStateMachine):
     def teardown(self) -> None:
         """The last rest; then clean up."""
         try:
-            if self.number:
+            if self.number and not self.has_failed:
                 self._come_to_rest()
                 unforeseen = [line for line in _log(self.folder) if '"attempt_failed"' in line]
                 assert [] == unforeseen, self._told("unforeseen", *unforeseen)
@@ -760,7 +764,7 @@ def _contents(folder: Path) -> Counter[str]:
     return Counter(
         hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and ".reason.txt" not in path.name
+        if path.is_file() and not re.search(r"\.reason( \(\d+\))?\.txt$", path.name)
     )
 
 
