@@ -133,6 +133,7 @@ def _run(
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, f"{ROOT}[dev]", f"watchdog=={watchdog}"], check=True)
     command = [python, "-m", "pytest", "-n", workers, "-m", chosen, "-q"]
+    command += ["-o", "junit_family=xunit1"]  # the other one knows no properties of a test
     return subprocess.run(
         [*command, f"--junitxml={report}", *paths], cwd=ROOT, check=False
     ).returncode

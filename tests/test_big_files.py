@@ -183,7 +183,7 @@ def test_the_rest_after_a_kill_takes_little_more_than_its_share(
     databases: Databases, tmp_path: Path, packing: Packing, kind: str, did: Did
 ) -> None:
     """Its share is the time that an undisturbed run took from the same batch to its end."""
-    election = whole_voting(tmp_path, packing, 140_000)
+    election = whole_voting(tmp_path, packing, 70_000)
     (record,) = election.truth["files"]
     drop(election, tmp_path / "whole")
     with databases.fresh(kind) as url:

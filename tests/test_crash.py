@@ -238,7 +238,7 @@ def test_the_product_knows_no_crash_points(tmp_path: Path) -> None:
 # At random instants -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["csv", "zip-of-zips"])
+@pytest.fixture(scope="module")
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     """Many small files and some of many batches, bare or in ZIPs."""
     packing: Packing = request.param
@@ -345,11 +345,15 @@ def drop_under_load(folders: list[Path], inbox: Path, *, seconds: float) -> None
         time.sleep(seconds / len(files))
 
 
-KILLS = [20, pytest.param(200, marks=pytest.mark.campaign)]
+def kills(campaign: Packing) -> pytest.MarkDecorator:
+    """20 kills with each packing; in the campaign 200 with one, on each database."""
+    few: list[tuple[Packing, int]] = [("csv", 20), ("zip-of-zips", 20)]
+    many = pytest.param(campaign, 200, marks=pytest.mark.campaign)
+    return pytest.mark.parametrize(("packed", "kills"), [*few, many], indirect=["packed"])
 
 
 @pytest.mark.promise(1, 4)
-@pytest.mark.parametrize("kills", KILLS)
+@kills(campaign="zip-of-zips")
 def test_kill_9_at_any_moment_changes_nothing(
     packed: Simulated,
     undisturbed: tuple[Snapshot, float],
@@ -370,7 +374,7 @@ def test_kill_9_at_any_moment_changes_nothing(
 
 
 @pytest.mark.promise(1)
-@pytest.mark.parametrize("kills", KILLS)
+@kills(campaign="csv")
 def test_kill_9_of_the_daemon_under_load_changes_nothing(
     packed: Simulated,
     undisturbed: tuple[Snapshot, float],
