@@ -623,7 +623,7 @@ def test_a_file_that_breaks_before_it_has_a_job_stops_too(
         calls.append(path)
         raise ZeroDivisionError(path)
 
-    monkeypatch.setattr("ingestd.pipeline.ingest.place_of", broken)
+    monkeypatch.setattr("ingestd.pipeline.look.place_of", broken)
     for seconds in (0, 31):
         clock.advance(seconds)
         with pytest.raises(ZeroDivisionError):
