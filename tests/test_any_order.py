@@ -93,7 +93,7 @@ def test_any_order_of_some_files_gives_the_same_tables(
 
 
 @pytest.mark.promise(12)
-@pytest.mark.slow
+@pytest.mark.campaign
 @LONG
 @given(plan=plans, ways=st.lists(arrivals(), min_size=2, max_size=2))
 def test_any_order_of_all_files_gives_the_truth_in_a_long_campaign(
@@ -105,7 +105,7 @@ def test_any_order_of_all_files_gives_the_truth_in_a_long_campaign(
 
 
 @pytest.mark.promise(12)
-@pytest.mark.slow
+@pytest.mark.campaign
 @LONG
 @given(plan=plans, ways=st.lists(arrivals(), min_size=3, max_size=3), part=st.floats(0.1, 0.95))
 def test_any_order_of_some_files_gives_the_same_tables_in_a_long_campaign(
