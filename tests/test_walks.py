@@ -57,6 +57,9 @@ from .oracle import unsound
 from .running import is_empty, jobs_on, open_sessions, soon, states_on
 from .victims import CRASH_VARIABLE, FREEZE_VARIABLE, Mode, Victim
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 STEPS_OF_A_WALK = 60
 # With ten examples or more Hypothesis begins to vary those that it has; new ones see more.
 WALKS_OF_A_SEED = 9
