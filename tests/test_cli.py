@@ -628,7 +628,7 @@ def test_a_zip_that_was_refused_is_asked_for_again_by_its_own_job(
 ) -> None:
     """Refused once more it is the same job; opened now, it names the job of its first member."""
     (folder / "inbox").mkdir()
-    csv_file = next((simulated / "drop").rglob("*.csv"))
+    csv_file = max((simulated / "drop").rglob("*.csv"), key=lambda path: path.stat().st_size)
     with zipfile.ZipFile(folder / "inbox" / "hour.zip", "w") as packed:
         packed.write(csv_file, csv_file.name)
     monkeypatch.setenv("INGESTD_LIMITS__MAX_MEMBER_BYTES", "10")
