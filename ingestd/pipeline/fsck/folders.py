@@ -18,7 +18,7 @@ from ingestd.pipeline.evidence import is_marker
 from ingestd.pipeline.forget import FORGET
 from ingestd.pipeline.found import label_of
 from ingestd.pipeline.fsck.difference import Difference, Mend
-from ingestd.pipeline.fsck.jobs import name_of
+from ingestd.pipeline.fsck.jobs import about_job, name_of
 from ingestd.pipeline.fsck.lines import hash_of, place_of
 from ingestd.pipeline.ledger import is_there, paths_of
 
@@ -117,16 +117,18 @@ def check_places(
             continue
         if job.archived_to is None:
             if is_archiving and job.root == str(inbox) and place_of(job) is None:
-                yield _lost(job, "file_lost", "it was put away nowhere, and is not in the inbox")
+                yield about_job(
+                    job, "file_lost", "it was put away nowhere, and is not in the inbox"
+                )
         elif not any(os.path.lexists(path) for path in paths_of(job.archived_to)):
             if is_there(job):
                 continue  # a job says where its file goes before it goes
             is_refused = job.status == JobState.QUARANTINED
             code = "quarantine_missing" if is_refused else "archive_missing"
-            yield _lost(job, code, f"it should lie at {job.archived_to}")
+            yield about_job(job, code, f"it should lie at {job.archived_to}")
         elif job.status == JobState.QUARANTINED and not _has_reason(Path(job.archived_to)):
             what = "nothing beside it says why it was refused"
-            yield _lost(job, "reason_missing", what, Mend.REASON)
+            yield about_job(job, "reason_missing", what, Mend.REASON)
 
 
 def _has_reason(path: Path) -> bool:
@@ -141,17 +143,6 @@ def _belongs(reason: str, name: str) -> bool:
     # A long name is cut to leave room for the suffix.
     stem = _NUMBERED.sub("", reason).removesuffix(REASON_SUFFIX)
     return bool(stem) and name.startswith(stem)
-
-
-def _lost(job: FileProcessing, code: str, what: str, mend: Mend | None = None) -> Difference:
-    return Difference(
-        code=code,
-        about=name_of(job),
-        what=what,
-        mend=mend,
-        constituency_id=job.constituency_id,
-        job_ids=(job.id,),
-    )
 
 
 def is_readable(job: FileProcessing) -> bool:

@@ -51,7 +51,7 @@ def check_jobs(
             yield from _duplicate(session, job)
         if ledger.is_abandoned(job, now=now, owner=owner):
             what = f"it is processing, but {job.owner or 'its owner'} no longer works on it"
-            yield _about(job, "job_stuck", what, Mend.RELEASE)
+            yield about_job(job, "job_stuck", what, Mend.RELEASE)
 
 
 def _identity(job: FileProcessing) -> Iterator[Difference]:
@@ -61,7 +61,7 @@ def _identity(job: FileProcessing) -> Iterator[Difference]:
     is_itself = ledger.job_id(job.contract_id, job.slot, job.sha256) == job.id
     if not is_itself or job.constituency_id != constituency_id_of(job.contract_id):
         what = "its id is not that of its contract, slot and SHA-256"
-        yield _about(job, "identity_wrong", what, Mend.IDENTITY)
+        yield about_job(job, "identity_wrong", what, Mend.IDENTITY)
 
 
 def _books(job: FileProcessing, rejects: int) -> Iterator[Difference]:
@@ -71,26 +71,28 @@ def _books(job: FileProcessing, rejects: int) -> Iterator[Difference]:
     mend = Mend.REREAD if is_delivered else None
     if entered != books.read:
         what = f"{books.read} rows were read, {entered} are accounted for"
-        yield _about(job, "books_wrong", what, mend)
+        yield about_job(job, "books_wrong", what, mend)
     if books.rejected != rejects:
         what = f"{books.rejected} rows were rejected, {rejects} rejects are kept"
-        yield _about(job, "rejects_wrong", what, mend)
+        yield about_job(job, "rejects_wrong", what, mend)
     if is_delivered and books.read != job.checkpoint_line:
         what = f"{books.read} rows were read, its checkpoint is line {job.checkpoint_line}"
-        yield _about(job, "checkpoint_wrong", what, mend)
+        yield about_job(job, "checkpoint_wrong", what, mend)
     is_beyond = job.checkpoint_byte > job.size
     if is_beyond or (is_delivered and books.read and job.checkpoint_byte != job.size):
         what = f"its checkpoint is byte {job.checkpoint_byte} of {job.size}"
-        yield _about(job, "checkpoint_wrong", what, mend)
+        yield about_job(job, "checkpoint_wrong", what, mend)
 
 
 def _duplicate(session: Session, job: FileProcessing) -> Iterator[Difference]:
     named = job.duplicate_of_id
     original = session.get(FileProcessing, named) if named else None
     if original is None or original.status == JobState.DUPLICATE:
-        yield _about(job, "duplicate_of_nothing", f"it is a duplicate of {named}, which is no job")
+        yield about_job(
+            job, "duplicate_of_nothing", f"it is a duplicate of {named}, which is no job"
+        )
     elif job.sha256 not in (original.sha256, original.container_sha256):
-        yield _about(job, "duplicate_of_nothing", f"{named} has other bytes")
+        yield about_job(job, "duplicate_of_nothing", f"{named} has other bytes")
 
 
 def check_held(
@@ -120,14 +122,14 @@ def _holds(job: FileProcessing, found: Held) -> Iterator[Difference]:
                 f"its books say {plus} rows and {minus} rollbacks, "
                 f"the tables hold {found.plus} and {found.minus}"
             )
-            yield _about(job, "books_wrong", what, mend)
+            yield about_job(job, "books_wrong", what, mend)
         missing = found.hours - Touched.from_json(job.touched).hours
         if missing:
             what = f"it does not know {len(missing)} of the hours that its rows stand in"
-            yield _about(job, "touched_wrong", what, mend)
+            yield about_job(job, "touched_wrong", what, mend)
     elif found.plus or found.minus:
         what = f"it is {job.status}, and the tables hold {found.plus + found.minus} rows of it"
-        yield _about(job, "rows_of_refused", what)
+        yield about_job(job, "rows_of_refused", what)
 
 
 def _chain(session: Session, publications: Sequence[FileProcessing]) -> Iterator[Difference]:
@@ -143,12 +145,13 @@ def _chain(session: Session, publications: Sequence[FileProcessing]) -> Iterator
     faults += [b for a, b in pairwise(publications) if b.supersedes_id != a.id]
     for job in dict.fromkeys(faults):
         what = f"it is {job.status} as publication {job.publication} of {len(publications)}"
-        yield _about(
+        yield about_job(
             job, "publications_wrong", f"{what} and names {job.supersedes_id}", Mend.REREAD
         )
 
 
-def _about(job: FileProcessing, code: str, what: str, mend: Mend | None = None) -> Difference:
+def about_job(job: FileProcessing, code: str, what: str, mend: Mend | None = None) -> Difference:
+    """Name a difference that concerns one job as a whole."""
     return Difference(
         code=code,
         about=name_of(job),
