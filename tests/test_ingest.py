@@ -671,13 +671,15 @@ class Breaks:
         self.error: Exception = ZeroDivisionError("poison")
         monkeypatch.setattr("ingestd.pipeline.ingest.load_batch", self)
 
-    def __call__(self, session: Session, file: FileRef, records: Sequence[Record]) -> Loaded:
+    def __call__(
+        self, session: Session, file: FileRef, records: Sequence[Record], **asked: bool
+    ) -> Loaded:
         """Load, or break."""
         self.lines.append(records[0].line)
         if self.at(len(self.lines), records[0].line):
             self.broken += 1
             raise self.error
-        return load_batch(session, file, records)
+        return load_batch(session, file, records, **asked)
 
 
 @pytest.mark.parametrize("broken_batch", [0, 2])

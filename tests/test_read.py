@@ -228,8 +228,8 @@ def test_the_size_of_a_block_changes_nothing(
     block_bytes(max(size, 3))
     reader = reader_of(data, most=most)
     rows = list(reader)
-    assert [replace(row, raw=row.raw[:most]) for row in expected] == [
-        replace(row, raw=row.raw[:most]) for row in rows
+    assert [row._replace(raw=row.raw[:most]) for row in expected] == [
+        row._replace(raw=row.raw[:most]) for row in rows
     ]
     assert hashlib.sha256(data).hexdigest() == whole.sha256 == reader.sha256
     assert len(data) == reader.bytes_read

@@ -324,7 +324,6 @@ class Ingest:
         file = FileRef.of(job)
         validator = Validator(
             job.contract_id or "",
-            file.constituency_id,
             max_entries=self.terms.max_entries,
             max_json_depth=self.terms.max_json_depth,
             max_field_bytes=self.terms.max_field_bytes,
@@ -394,7 +393,9 @@ class Ingest:
         self.on_step(Step.CLAIMED)
         records = [outcome for outcome in batch if isinstance(outcome, Record)]
         rejects = [outcome for outcome in batch if isinstance(outcome, Reject)]
-        loaded = load_batch(session, file, records)
+        # Most files hold nothing that is known, and what holds some goes on to hold more.
+        expects_new = not (attempt.books.known or attempt.books.rollbacks)
+        loaded = load_batch(session, file, records, expects_new=expects_new)
         self.on_step(Step.LOADED)
         rejects += [_collision(record) for record in loaded.collisions]
         ledger.add_rejects(session, job, rejects)

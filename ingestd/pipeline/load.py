@@ -7,29 +7,62 @@ no other; all else goes to `sightings`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Table, bindparam, exists, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
 from ingestd.pipeline.sightings import CONTENT_COLUMNS, JSON_COLUMNS, FileRef, recompute
 from ingestd.pipeline.touched import (
+    HOUR_MS,
     ON_CHAIN,
     Touched,
-    chunks,
+    among,
     content,
     insert_missing,
+    listed,
     sighting,
     transaction,
 )
 from ingestd.pipeline.validate import Record
 from ingestd.pipeline.verdict import status_of
 
-_BULK = [column for column in transaction.columns if column.name != "block_height"]
+# In the order of `_tuples` and `_copy_lines`.
+BULK_COLUMNS = (
+    "id",
+    "constituency_id",
+    "timestamp",
+    "status",
+    "tally",
+    "persons",
+    "type",
+    "tx_type",
+    "version",
+    "slot",
+    "file_id",
+    "line_number",
+    "voter_key",
+    "content_hash",
+    "tx_id",
+    "fee",
+    "fee_asset_id",
+    "sender",
+    "signature",
+    "extra",
+    "raw_data",
+    "operation_data",
+)
+_SHORTEST_GAMBLE = 200
+_ROWS_IN_ONE_WRITE = 256
+_UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(slots=True)
@@ -43,22 +76,48 @@ class Loaded:
     touched: Touched = field(default_factory=Touched)
 
 
-def load_batch(session: Session, file: FileRef, records: Sequence[Record]) -> Loaded:
+def load_batch(
+    session: Session, file: FileRef, records: Sequence[Record], *, expects_new: bool = False
+) -> Loaded:
     """Store the records of one batch; the caller commits.
 
     Records that are already here become sightings. A record whose derived id
-    belongs to another transaction id comes back in `collisions`.
+    belongs to another transaction id comes back in `collisions`. Where the
+    caller `expects_new` transactions only, they are stored without a look
+    first; where that was wrong, the batch begins again with one.
     """
-    by_id: dict[uuid.UUID, list[Record]] = {}
-    for record in records:
-        by_id.setdefault(record.id, []).append(record)
-    here = _rows_here(session, by_id)
-    sighted = _sighted(session, by_id)
+    keys = {record.key for record in records}
+    sighted = _sighted(session, keys)
+    is_plain = len(keys) == len(records) and not sighted and all(each.shown for each in records)
+    if is_plain and expects_new and len(records) >= _SHORTEST_GAMBLE:
+        batch = _Batch(file, fresh=list(records))
+        if _all_stored(session, batch):
+            return batch.loaded
+    here = _rows_here(session, keys)
     batch = _Batch(file)
-    for key, group in by_id.items():
-        batch.place(here.get(key), group, is_sighted=key in sighted)
+    if is_plain and not here:
+        batch.fresh = list(records)
+    else:
+        batch.place_all(records, here, sighted)
     batch.write(session)
     return batch.loaded
+
+
+def _all_stored(session: Session, batch: _Batch) -> bool:
+    """Store a batch of new transactions; False, and nothing is stored, if one is here already."""
+    try:
+        with session.connection().begin_nested():
+            batch.write(session)
+    except Exception as error:
+        if _is_taken(error):
+            return False
+        raise
+    return True
+
+
+def _is_taken(error: Exception) -> bool:
+    is_here = getattr(error, "sqlstate", None) == _UNIQUE_VIOLATION  # by COPY
+    return is_here or isinstance(error, IntegrityError)
 
 
 @dataclass(slots=True)
@@ -67,19 +126,36 @@ class _Batch:
 
     file: FileRef
     loaded: Loaded = field(default_factory=Loaded)
-    fresh: list[dict[str, Any]] = field(default_factory=list)
+    fresh: list[Record] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     contents: list[dict[str, Any]] = field(default_factory=list)
     slotted: list[dict[str, Any]] = field(default_factory=list)
     moved: list[uuid.UUID] = field(default_factory=list)
 
-    def place(self, row: AnyRow | None, group: list[Record], *, is_sighted: bool) -> None:
+    def place_all(
+        self, records: Sequence[Record], here: dict[str, AnyRow], sighted: set[str]
+    ) -> None:
+        """Place records of which some are known, rolled back or there twice."""
+        times = Counter(record.key for record in records)
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            key = record.key
+            if times[key] == 1 and record.shown and key not in here and key not in sighted:
+                self.fresh.append(record)
+            else:
+                groups.setdefault(key, []).append(record)
+        for key, group in groups.items():
+            self._place(here.get(key), group, is_sighted=key in sighted)
+
+    def _place(self, row: AnyRow | None, group: list[Record], *, is_sighted: bool) -> None:
         """Place the records of one derived id; `row` is the transaction that is here, if any."""
         group = self._of_one_transaction(row.tx_id if row else group[0].tx_id, group)
         if row is not None:
             self._see_again(row.content_hash, group)
         else:
-            first = self._begin(group)
+            first = next((record for record in group if record.shown), None)
+            # Its first +1 row stays a transaction's implicit sighting.
+            self.fresh += [first] if first else []
             rest = [record for record in group if record is not first]
             self._see_again(first.content_hash if first else None, rest)
         if row is not None and not is_sighted and _is_quiet(row, group):
@@ -91,15 +167,6 @@ class _Batch:
         """Keep what really is this transaction: the key is derived, the id has the last word."""
         self.loaded.collisions += [record for record in group if record.tx_id != tx_id]
         return [record for record in group if record.tx_id == tx_id]
-
-    def _begin(self, group: list[Record]) -> Record | None:
-        """Store a transaction by its first +1 row, which stays its implicit sighting."""
-        first = next((record for record in group if record.sign > 0), None)
-        if first is not None and first.values is not None:
-            self.fresh.append(_new_row(self.file, first))
-            self.loaded.stored += 1
-            self.loaded.touched.add(first.values["timestamp"], self.file.slot)
-        return first
 
     def _see_again(self, shown_hash: bytes | None, records: Iterable[Record]) -> None:
         for record in records:
@@ -119,7 +186,9 @@ class _Batch:
 
     def write(self, session: Session) -> None:
         """Send it to the database, then let the moved transactions say what they now are."""
-        _insert_transactions(session, self.fresh)
+        if self.fresh:
+            _insert_transactions(session, self.file, self.fresh)
+            self._count_fresh()
         _insert(session, sighting, self.events)
         insert_missing(session, content, self.contents)
         if self.slotted:
@@ -128,34 +197,38 @@ class _Batch:
             )
         self.loaded.touched.update(recompute(session, self.moved))
 
-
-def _rows_here(session: Session, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, AnyRow]:
-    columns = [
-        transaction.c[name]
-        for name in ("id", "tx_id", "content_hash", "status", "slot", "timestamp")
-    ]
-    return {
-        row.id: row
-        for chunk in chunks(ids)
-        for row in session.execute(select(*columns).where(transaction.c.id.in_(chunk)))
-    }
+    def _count_fresh(self) -> None:
+        self.loaded.stored += len(self.fresh)
+        moments = {record.shown.milliseconds for record in self.fresh if record.shown}
+        self.loaded.touched.hours |= {moment // HOUR_MS for moment in moments}
+        if self.file.slot:
+            self.loaded.touched.slots.add(self.file.slot)
 
 
-def _sighted(session: Session, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
+_HERE = [
+    transaction.c[name] for name in ("id", "tx_id", "content_hash", "status", "slot", "timestamp")
+]
+
+
+def _rows_here(session: Session, keys: Iterable[str]) -> dict[str, AnyRow]:
+    query = select(*_HERE).where(among(transaction.c.id, session))
+    return {row.id.hex: row for row in session.execute(query, listed(keys, session))}
+
+
+def _sighted(session: Session, keys: set[str]) -> set[str]:
     """Find which ids have explicit sightings; one probe says "none" for most files."""
-    keys = list(ids)
     if not keys:
         return set()
-    in_reach = sighting.c.transaction_id.between(min(keys), max(keys))
-    if not session.scalar(select(exists().where(in_reach))):
+    reach = {"low": uuid.UUID(min(keys)), "high": uuid.UUID(max(keys))}
+    if not session.scalar(_SIGHTED_IN_REACH, reach):
         return set()
-    return {
-        key
-        for chunk in chunks(keys)
-        for key in session.scalars(
-            select(sighting.c.transaction_id).where(sighting.c.transaction_id.in_(chunk)).distinct()
-        )
-    }
+    query = select(sighting.c.transaction_id).where(among(sighting.c.transaction_id, session))
+    return {key.hex for key in session.scalars(query.distinct(), listed(keys, session))}
+
+
+_SIGHTED_IN_REACH = select(
+    exists().where(sighting.c.transaction_id.between(bindparam("low"), bindparam("high")))
+)
 
 
 def _is_quiet(row: AnyRow, group: list[Record]) -> bool:
@@ -166,19 +239,6 @@ def _is_quiet(row: AnyRow, group: list[Record]) -> bool:
         and group[0].content_hash == row.content_hash
         and row.status in ON_CHAIN
     )
-
-
-def _new_row(file: FileRef, record: Record) -> dict[str, Any]:
-    values = record.values or {}
-    return {
-        **values,
-        "id": record.id,
-        "content_hash": record.content_hash,
-        "status": status_of(values["tally"]),
-        "slot": None if file.is_cumulative else file.slot,
-        "file_id": file.id,
-        "line_number": record.line,
-    }
 
 
 def _event_row(file: FileRef, record: Record) -> dict[str, Any]:
@@ -192,7 +252,7 @@ def _event_row(file: FileRef, record: Record) -> dict[str, Any]:
 
 
 def _content_row(record: Record) -> dict[str, Any]:
-    values = record.values or {}
+    values = record.values
     packed = {name: values[name] for name in CONTENT_COLUMNS}
     packed["timestamp"] = values["timestamp"].isoformat()
     packed |= {name: str(values[name]) for name in JSON_COLUMNS}
@@ -203,38 +263,98 @@ def _content_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _insert_transactions(session: Session, rows: list[dict[str, Any]]) -> None:
+def _insert_transactions(session: Session, file: FileRef, fresh: Sequence[Record]) -> None:
     """Store new transactions in bulk, as the database takes them fastest.
 
     The values are ready for the driver: an ordinary Core insert would spend
     more on preparing each of them again than the database spends on the row.
     """
-    if not rows:
-        return
     connection = session.connection()
     quote = connection.dialect.identifier_preparer.quote
-    table, names = quote(transaction.name), ", ".join(quote(column.name) for column in _BULK)
+    table, names = quote(transaction.name), ", ".join(map(quote, BULK_COLUMNS))
     if is_postgresql(session):
         driver = connection.connection.driver_connection
         assert driver is not None  # noqa: S101 - a connection in use has one
+        lines = _copy_lines(file, fresh)
         with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
-            for row in rows:
-                copy.write_row([row[column.name] for column in _BULK])
+            while some := "".join(islice(lines, _ROWS_IN_ONE_WRITE)):
+                copy.write(some)
         return
-    marks = ", ".join("?" * len(_BULK))
+    marks = ", ".join("?" * len(BULK_COLUMNS))
     connection.exec_driver_sql(
         f"INSERT INTO {table} ({names}) VALUES ({marks})",  # noqa: S608 - names of our own columns
-        [tuple(_for_sqlite(row[column.name]) for column in _BULK) for row in rows],
+        list(_tuples(file, fresh)),
     )
 
 
-def _for_sqlite(value: Any) -> Any:
-    """Write a value as SQLAlchemy's types would: UUIDs as hex, times as UTC text."""
-    if isinstance(value, uuid.UUID):
-        return value.hex
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(" ", "microseconds")[:-6]
-    return value
+def _tuples(file: FileRef, fresh: Sequence[Record]) -> Iterator[tuple[Any, ...]]:
+    """Rows as SQLAlchemy's types would write them: UUIDs as hex, times as UTC text."""
+    constituency, file_id = file.constituency_id.hex, file.id.hex
+    slot = None if file.is_cumulative else file.slot
+    for line, _end, key, tx_id, _sign, content_hash, shown in fresh:
+        assert shown is not None  # noqa: S101 - a rollback stores no transaction
+        yield (
+            key,
+            constituency,
+            _time_text(shown.milliseconds),
+            status_of(shown.tally),
+            shown.tally,
+            shown.persons,
+            shown.type,
+            shown.tx_type,
+            shown.version,
+            slot,
+            file_id,
+            line,
+            shown.voter_key,
+            content_hash,
+            tx_id,
+            *shown[-7:],
+        )
+
+
+def _copy_lines(file: FileRef, fresh: Sequence[Record]) -> Iterator[str]:
+    r"""Rows in the text format of COPY: tabs between the columns, \N for null."""
+    constituency, file_id = file.constituency_id.hex, file.id.hex
+    slot = r"\N" if file.is_cumulative or not file.slot else file.slot
+    for line, _end, key, tx_id, _sign, content_hash, shown in fresh:
+        assert shown is not None  # noqa: S101 - a rollback stores no transaction
+        assert content_hash is not None  # noqa: S101 - the same
+        persons = r"\N" if shown.persons is None else shown.persons
+        voter_key = r"\N" if shown.voter_key is None else shown.voter_key
+        yield (
+            f"{key}\t{constituency}\t{_time_text(shown.milliseconds)}+00\t"
+            f"{status_of(shown.tally)}\t{shown.tally or _NULL}\t{persons}\t"
+            f"{_escaped(shown.type)}\t{shown.tx_type}\t{shown.version}\t{slot}\t{file_id}\t"
+            f"{line}\t{voter_key}\t\\\\x{content_hash.hex()}\t{tx_id}\t{shown.fee}\t"
+            f"{_escaped(shown.fee_asset_id)}\t{shown.sender}\t{shown.signature}\t"
+            f"{_escaped(shown.extra)}\t{_escaped(shown.raw_data)}\t"
+            f"{_escaped(shown.operation_data)}\n"
+        )
+
+
+_NULL = r"\N"
+
+
+def _escaped(text: str) -> str:
+    """Write a text so that COPY reads it as it is; most have nothing to escape."""
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    if "\t" in text or "\n" in text or "\r" in text:
+        text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return text
+
+
+def _time_text(milliseconds: int) -> str:
+    """A moment since the epoch in UTC, with microseconds."""
+    hour, rest = divmod(milliseconds, HOUR_MS)
+    minute, rest = divmod(rest, 60_000)
+    return f"{_hour_text(hour)}:{minute:02d}:{rest // 1000:02d}.{rest % 1000:03d}000"
+
+
+@lru_cache(maxsize=1024)
+def _hour_text(hour: int) -> str:
+    return f"{datetime.fromtimestamp(hour * 3600, UTC):%Y-%m-%d %H}"
 
 
 def _insert(session: Session, table: Table, rows: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO, Self, cast
+from typing import IO, BinaryIO, NamedTuple, Self, cast
 
 from ingestd.errors import FileRefused, FileVanished, IngestError
 
@@ -463,8 +463,7 @@ def sha256_of(
     return digest.hexdigest(), size
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line of a CSV as bytes, without its end.
 
     `start` is its offset in the file, `end` that of the next line.

@@ -105,7 +105,6 @@ def validator_of(job: FileProcessing, terms: Terms) -> Validator:
     """The validator for the rows of a job that has a contract."""
     return Validator(
         job.contract_id or "",
-        FileRef.of(job).constituency_id,
         max_entries=terms.max_entries,
         max_json_depth=terms.max_json_depth,
         raw_text_bytes=terms.raw_text_bytes,

@@ -9,7 +9,21 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Table, and_, bindparam, false, or_
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    false,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -58,6 +72,21 @@ class Touched:
         return cls(set(value.get("hours", ())), set(value.get("slots", ())))
 
 
+def among(column: ColumnElement[uuid.UUID], session: Session) -> ColumnElement[bool]:
+    """Condition: an id is one of `listed`; one parameter, however many they are."""
+    ids = bindparam("ids", type_=Text)
+    if is_postgresql(session):
+        return column == any_(cast(ids, ARRAY(Uuid)))
+    return column.in_(select(func.json_each(ids).table_valued("value").c.value))
+
+
+def listed(keys: Iterable[str], session: Session) -> dict[str, str]:
+    """The parameter of `among`: ids in hex."""
+    if is_postgresql(session):
+        return {"ids": f"{{{','.join(keys)}}}"}
+    return {"ids": '["' + '","'.join(keys) + '"]'}
+
+
 def within(spans: int) -> ColumnElement[bool]:
     """Condition: transactions of a constituency in one of so many spans of time.
 
@@ -92,6 +121,9 @@ def spans_of(hours: Iterable[int]) -> list[tuple[int, int]]:
     if len(spans) > _MOST_SPANS:
         return [(spans[0][0], spans[-1][1])]
     return spans
+
+
+HOUR_MS = 3_600_000
 
 
 def hour_of(moment: datetime) -> int:

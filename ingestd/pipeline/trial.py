@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +74,6 @@ def _read_through(
 ) -> None:
     validator = Validator(
         tried.contract_id or "",
-        uuid.UUID(int=0),
         max_entries=terms.max_entries,
         max_json_depth=terms.max_json_depth,
         max_field_bytes=terms.max_field_bytes,
@@ -93,8 +91,8 @@ def _read_through(
                 tried.rejected += 1
                 if len(tried.rejects) < most_shown:
                     tried.rejects.append(outcome)
-            elif outcome.values is None:
+            elif outcome.shown is None:
                 tried.rollbacks += 1
             else:
                 tried.good += 1
-                tried.operations[outcome.values["type"]] += 1
+                tried.operations[outcome.shown.type] += 1

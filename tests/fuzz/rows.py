@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -17,7 +16,6 @@ INT64 = range(-(1 << 63), 1 << 63)
 MOST_RESUMED = 20
 VALIDATOR = Validator(
     "AsrxMqfGWsXEgTmvdw95omtQ4Gv1Vi4mGAvLYy23DHpM",
-    uuid.UUID(int=1),
     max_entries=20,
     raw_text_bytes=500,
     max_json_depth=8,
@@ -97,7 +95,7 @@ def refuse_unstorable(outcome: Outcome) -> None:
         assert outcome.reason
         assert len(outcome.field or "") <= 100
         assert len(outcome.kind) <= 40
-    elif isinstance(outcome, Record) and outcome.values is not None:
+    elif isinstance(outcome, Record) and outcome.shown is not None:
         for name in ("raw_data", "operation_data", "extra"):
             for value in values_in(json.loads(outcome.values[name], parse_constant=refuse)):
                 assert is_storable(value) if isinstance(value, str) else value in INT64

@@ -211,7 +211,7 @@ class _Lines:
             )
             what = self._fault(record, row, event, is_own=is_own)
             if what is None and row is not None and record.sign > 0:
-                what = _altered_content(record, row, kept)
+                what = _altered_content(record, row, kept, home=self.job.constituency_id)
             if what:
                 code = "transaction_altered" if row is not None else "transaction_missing"
                 about = f"transaction {record.tx_id}, line {record.line} of {name_of(self.job)}"
@@ -307,10 +307,14 @@ def _shown(ids: Sequence[uuid.UUID]) -> Any:
 
 
 def _altered_content(
-    record: Record, row: AnyRow, kept: Mapping[tuple[uuid.UUID, bytes], Mapping[str, Any]]
+    record: Record,
+    row: AnyRow,
+    kept: Mapping[tuple[uuid.UUID, bytes], Mapping[str, Any]],
+    *,
+    home: uuid.UUID | None,
 ) -> str | None:
     """Say which column of the content is not what the line says."""
-    values = record.values or {}
+    values = record.values | {"constituency_id": home}
     found: Mapping[str, Any] = row._asdict()
     if row.content_hash != record.content_hash:
         other = kept.get((record.id, record.content_hash or b""))
