@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Required
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Required, cast
 
 import orjson
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic import Json as PydanticJson
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -228,7 +229,40 @@ class TransactionRow(TypedDict):
     extra: Annotated[dict[str, Any], BeforeValidator(_object)]
 
 
+class UsualEntry(TypedDict, total=False):
+    """An entry as the exports write it: no key that nobody has seen, no null, no quoted number."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]  # as above
+
+    key: Required[str]
+    stringValue: str
+    intValue: Annotated[int, Field(ge=_INT64.start, lt=_INT64.stop)]
+    boolValue: bool
+    binaryValue: Annotated[str, AfterValidator(_base64)]
+
+
+class UsualRow(TypedDict):
+    """A row as the exports write it: Pydantic parses and checks its JSON in one go.
+
+    Nearly every row is of this form, which costs half of what `TransactionRow` does. A row that
+    is not may be as good; a row that is would come out of `TransactionRow` the same.
+    """
+
+    nestedTxId: str
+    type: Literal["103", "104"]
+    signature: str
+    version: Integer
+    ts: Annotated[str, Field(pattern=r"\A[0-9]{1,14}\z")]
+    senderPublicKey: str
+    fee: Integer
+    feeAssetId: Annotated[str, Field(max_length=100)]
+    params: PydanticJson[list[UsualEntry]]
+    diff: PydanticJson[list[UsualEntry]]
+    extra: Literal['{"contractVersion":1}']
+
+
 _TRANSACTION_ROW = TypeAdapter(TransactionRow).validator
+_USUAL_ROW = TypeAdapter(UsualRow).validator
 
 
 class Shown(NamedTuple):
@@ -519,26 +553,54 @@ def _as_list(text: str) -> str:
 def parse_row(
     cells: list[str], max_entries: int = MAX_ENTRIES, max_depth: int = MAX_JSON_DEPTH
 ) -> TransactionRow:
-    """Check the columns of a +1 row with the Pydantic model; the first finding is the reject's."""
+    """Check the columns of a +1 row; the first finding is the reject's."""
     is_dear = len(cells[8]) + len(cells[9]) + len(cells[10]) > _CHEAP_CHARACTERS
     if is_dear:
         # Before parsing, which is what too much JSON makes dear.
         for index in range(_FIRST_JSON, _LAST_JSON + 1):
             _refuse_wild(cells, index, max_entries, max_depth)
-    try:
-        fields: TransactionRow = _TRANSACTION_ROW.validate_python(_named(cells))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise _Refusal(field, first["type"], _short(first["input"]), first["msg"]) from None
-    if is_dear:
-        return fields
+        return parse_any_row(cells)
+    if (usual := parse_usual_row(cells, max_entries)) is not None:
+        return usual
+    fields = parse_any_row(cells)
     for index, entries in ((_FIRST_JSON, fields["params"]), (_FIRST_JSON + 1, fields["diff"])):
         if len(entries) > max_entries or not _is_plain(entries, cells[index]):
             _refuse_wild(cells, index, max_entries, max_depth)
     if cells[_LAST_JSON] != _USUAL_EXTRA:
         _refuse_wild(cells, _LAST_JSON, max_entries, max_depth)
     return fields
+
+
+def parse_any_row(cells: list[str]) -> TransactionRow:
+    """Check the columns of a +1 row whichever way it is written."""
+    try:
+        fields: TransactionRow = _TRANSACTION_ROW.validate_python(_named(cells))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise _Refusal(field, first["type"], _short(first["input"]), first["msg"]) from None
+    return fields
+
+
+def parse_usual_row(cells: list[str], max_entries: int = MAX_ENTRIES) -> TransactionRow | None:
+    """Check the columns of a row of the usual form; None where it is not quite so."""
+    try:
+        fields: UsualRow = _USUAL_ROW.validate_python(_named(cells))
+    except ValidationError:
+        return None
+    params, diff = fields["params"], fields["diff"]
+    is_usual = (
+        decodes_to(cells[0], _ID_BYTES)
+        and decodes_to(cells[2], _KEY_BYTES)
+        and decodes_to(cells[5], _KEY_BYTES)
+        and len(params) <= max_entries
+        and len(diff) <= max_entries
+        # Written as we would: no key of one name hides behind another, which only
+        # PostgreSQL would see, and the two parsers agree.
+        and orjson.dumps(params) == cells[8].encode()
+        and orjson.dumps(diff) == cells[9].encode()
+    )
+    return cast("TransactionRow", fields) if is_usual else None
 
 
 def _named(cells: list[str]) -> dict[str, str]:
