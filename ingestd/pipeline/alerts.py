@@ -24,7 +24,7 @@ from ingestd.models import Alert, Constituency, FileProcessing, Sighting, table_
 from ingestd.pipeline import rules
 from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
 from ingestd.pipeline.sightings import events_of, seen_files
-from ingestd.pipeline.stats import Revote, RolledUp, revotes_around
+from ingestd.pipeline.stats import NO_BALLOT, Revote, RolledUp, revotes_around
 from ingestd.pipeline.touched import (
     ON_CHAIN,
     WITHDRAWN,
@@ -39,7 +39,6 @@ from ingestd.pipeline.validate import OPERATIONS, constituency_prefix
 from ingestd.pipeline.verdict import Event, SeenFile
 
 _NAMES = uuid.UUID("2b0f8d1c-93f1-5c36-8c55-6a3f0a4f1c07")
-_NOT_BALLOTS = transaction.c.type.not_in(("vote", "blindSigIssue"))
 _BODY = ("timestamp", "type", "tx_type", "version", "fee", "fee_asset_id", "sender", "signature")
 
 
@@ -51,7 +50,7 @@ _HAS_VOTERS_LIST = select(
     exists().where(
         _WHOSE,
         transaction.c.type == "addVotersList",
-        _NOT_BALLOTS,
+        NO_BALLOT,
         transaction.c.status == "accepted",
     )
 )
@@ -72,12 +71,12 @@ _CURRENT_SLOTS = (
 _START_SLOT = select(func.min(transaction.c.slot)).where(
     _WHOSE,
     transaction.c.type == "startVoting",
-    _NOT_BALLOTS,
+    NO_BALLOT,
     transaction.c.status == "accepted",
 )
 _UNKNOWN_OPERATIONS = (
     select(transaction.c.type)
-    .where(_WHOSE, _NOT_BALLOTS, transaction.c.type.not_in(OPERATIONS))
+    .where(_WHOSE, NO_BALLOT, transaction.c.type.not_in(OPERATIONS))
     .distinct()
 )
 
@@ -492,7 +491,7 @@ def _unknown_operations(
 def _count_operations(session: Session, operations: Sequence[str]) -> list[Finding]:
     """Count these operations over all constituencies; one that is on chain nowhere is none."""
     t = transaction.c
-    whose = (t.type.in_(operations), _NOT_BALLOTS, t.status.in_(ON_CHAIN))
+    whose = (t.type.in_(operations), NO_BALLOT, t.status.in_(ON_CHAIN))
     counted = session.execute(
         select(t.type, func.count(), func.count(t.constituency_id.distinct()))
         .where(*whose)
@@ -559,7 +558,7 @@ def review(
     findings = [_refusal(job) for job in refused.values()]
     if constituency_id is None or rolled_up is None:
         t = transaction.c
-        unknown = select(t.type).where(_NOT_BALLOTS, t.type.not_in(OPERATIONS)).distinct()
+        unknown = select(t.type).where(NO_BALLOT, t.type.not_in(OPERATIONS)).distinct()
         for operations in chunks(session.scalars(unknown)):
             findings += _count_operations(session, operations)
         return findings

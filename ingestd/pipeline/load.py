@@ -201,7 +201,7 @@ class _Batch:
         self.loaded.stored += len(self.fresh)
         moments = {record.shown.milliseconds for record in self.fresh if record.shown}
         self.loaded.touched.hours |= {moment // HOUR_MS for moment in moments}
-        if self.file.slot:
+        if self.file.slot and not self.file.is_cumulative:
             self.loaded.touched.slots.add(self.file.slot)
 
 

@@ -380,6 +380,12 @@ def voter_key(prefix: bytes, sender: str) -> int:
     return int.from_bytes(folded, "big", signed=True)
 
 
+def voter_keys(prefix: bytes) -> tuple[int, int]:
+    """The least and the greatest voter key that a constituency may have."""
+    low = int.from_bytes(prefix[:3] + bytes(5), "big", signed=True)
+    return low, low + (1 << 40) - 1
+
+
 class Validator:
     """Checks the rows of one constituency."""
 
