@@ -5,8 +5,8 @@ from __future__ import annotations
 import select
 import sqlite3
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.errors import StorageFault
@@ -230,14 +230,41 @@ def _postgresql(url: URL, busy_timeout_seconds: float, patience: Patience | None
 
     @event.listens_for(engine, "handle_error")
     def on_error(context: ExceptionContext) -> None:
-        # After a fail-over this connection stays with the server that was the primary.
-        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        if _is_read_only(context.original_exception):
             context.is_disconnect = True
 
     if patience is not None:
         _answer_or_leave(engine, patience)
         _limit_sessions(engine, busy_timeout_seconds, patience.answer_seconds)
     return engine
+
+
+def _is_read_only(error: BaseException) -> bool:
+    """After a fail-over a connection stays with the server that was the primary."""
+    return getattr(error, "sqlstate", None) == _READ_ONLY
+
+
+@contextmanager
+def driver_at_work(connection: Connection) -> Iterator[Any]:
+    """The driver's own connection, for what SQLAlchemy has no words for, such as COPY.
+
+    Raises:
+        DBAPIError: as for any other statement, so that who catches it learns whose fault it is.
+    """
+    driver = connection.connection.driver_connection
+    assert driver is not None  # noqa: S101 - a connection in use has one
+    raised = connection.dialect.loaded_dbapi.Error
+    try:
+        yield driver
+    except raised as error:
+        is_lost = _is_read_only(error) or connection.dialect.is_disconnect(error, driver, None)
+        if is_lost:
+            # Or the rollback would be tried on it, and tell of a connection that is closed.
+            connection.invalidate(error)
+        told = DBAPIError.instance(
+            None, None, error, raised, connection_invalidated=is_lost, dialect=connection.dialect
+        )
+        raise told from error
 
 
 def _limit_sessions(engine: Engine, lock_seconds: float, answer_seconds: float) -> None:
@@ -262,14 +289,21 @@ def _answer_or_leave(engine: Engine, patience: Patience) -> None:
     import psycopg  # noqa: PLC0415 - only where PostgreSQL is used
 
     class Answered(psycopg.Connection[Any]):
+        left_because = ""
+
         # Instead of psycopg's own, which waits for ever.
         def wait(self, gen: Generator[int, Any, T], *_rest: Any, **_more: Any) -> T:
+            if self.left_because:
+                # Whoever cleans up after the first error must not hide it behind "is closed".
+                gen.close()
+                raise psycopg.OperationalError(self.left_because)
             try:
                 return _wait(gen, self.pgconn.socket, patience)
             except TimeoutError as late:
                 gen.close()
+                self.left_because = str(late)
                 self.close()
-                raise psycopg.OperationalError(str(late)) from late
+                raise psycopg.OperationalError(self.left_because) from late
 
     @event.listens_for(engine, "do_connect")
     def on_connect(

@@ -18,6 +18,7 @@ from sqlalchemy import make_url
 Fate = Literal["commit swallowed", "answer lost"]
 Kind = Literal["record", "batch", "last batch", "archive note"]
 
+ROWS = b"rows of a COPY"
 _SOCKET = ".s.PGSQL.5432"
 
 
@@ -38,6 +39,7 @@ class Proxy:
     folder: Path
     server: Path
     fault: Fault | None = None
+    hangs_at: bytes = b""
     lets_pass: threading.Event = field(default_factory=threading.Event)
 
     def url(self, url: str) -> str:
@@ -54,6 +56,16 @@ class Proxy:
     def hang(self) -> None:
         """Take everything, pass nothing on, say nothing."""
         self.lets_pass.clear()
+
+    def hang_at(self, beginning: bytes) -> None:
+        """Hang as soon as a statement begins so; `ROWS` are those of a COPY."""
+        self.hangs_at = beginning
+
+    def look_at(self, message: bytes) -> None:
+        """Hang if this is what was waited for."""
+        if self.hangs_at and message.startswith(self.hangs_at):
+            self.hangs_at = b""
+            self.hang()
 
     def go_on(self) -> None:
         """Pass on what was held back, too."""
@@ -167,7 +179,9 @@ class Link:
         elif kind == b"Q":
             query = body.rstrip(b"\0")
         else:
+            self.proxy.look_at(ROWS if kind == b"d" else b"")
             return False
+        self.proxy.look_at(query)
         if query == b"COMMIT":
             return kind != b"P" and self.commit()
         if query.startswith((b"BEGIN", b"ROLLBACK")):

@@ -20,6 +20,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd.db import make_engine, make_sessions
 from ingestd.models import FileProcessing
 
+from .steps import is_frozen
+
 ROOT = Path(__file__).parents[1]
 
 # What `ingestd once` does, without the time that a command line takes to start.
@@ -36,8 +38,10 @@ import sys
 from ingestd import log
 from ingestd.config import load_settings
 from ingestd.daemon import run
+from tests.steps import armed
 log.configure("info", "json")
-sys.exit(run(load_settings(), on_ready=lambda: print("ready", flush=True)))
+steps = armed()
+sys.exit(run(load_settings(), on_ready=lambda: print("ready", flush=True), on_step=steps))
 """
 SETTLE_SECONDS = 0.6
 
@@ -65,12 +69,18 @@ def open_sessions(url: str) -> Iterator[sessionmaker[Session]]:
         engine.dispose()
 
 
-def soon(holds: Callable[[], object], *, seconds: float = 20) -> None:
-    """Wait until something holds."""
+def soon(holds: Callable[[], object], *, seconds: float = 60) -> None:
+    """Wait until something holds, and stays so: a state that passes may pass between two looks."""
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until, "it never came to that"
         time.sleep(0.05)
+
+
+def wait_until_frozen(process: subprocess.Popen[str]) -> None:
+    """Wait until a process has stopped itself at the step that it was started with."""
+    soon(lambda: is_frozen(process.pid) or process.poll() is not None)
+    assert None is process.poll(), "it ended before it came to that step"
 
 
 @dataclass
@@ -111,12 +121,22 @@ class Running:
         told = [json.loads(line) for line in lines]
         return [line for line in told if event in ("", line["event"])]
 
-    def stop(self) -> int:
-        """End it gently; its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.ended(seconds=10)
+    def wait_until_frozen(self) -> Running:
+        """Wait until it has stopped itself at the step that it was started with."""
+        wait_until_frozen(self.process)
+        return self
 
-    def ended(self, *, seconds: float = 30) -> int:
+    def thaw(self) -> None:
+        """Let it go on; what it was sent meanwhile it hears first."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> int:
+        """End it gently, also where it is frozen; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        self.thaw()
+        return self.ended()
+
+    def ended(self, *, seconds: float = 60) -> int:
         """Its exit status; it is about to end."""
         try:
             return self.process.wait(timeout=seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ingestd.models import Alert
 from .conftest import Did, Voting, csv_of
 from .oracle import unsound
 from .running import Start, is_empty, open_sessions, soon
-from .test_database_faults import is_in_work
 
 # Seconds each: `make quick` leaves them out, and CI runs them with one Python.
 pytestmark = pytest.mark.slow
@@ -98,11 +96,17 @@ def test_an_alert_is_raised_once_through_kills_restarts_and_the_same_files_again
     assert len(found) == look_into_all(migrated_url)
     for kill in range(2):
         drop_all(folder=f"again {kill}")
+        daemon.stop()
         # Killed in a file of the same constituency, whose alerts are settled anew by it; of an
         # earlier hour, since the time of some alerts is that of the newest row.
-        (inbox / voting.name(5 + kill)).write_bytes(csv_of(voting.ballots(5 + kill, 150)))
-        soon(partial(is_in_work, migrated_url))
-        daemon.kill()
+        (inbox / voting.name(5 + kill)).write_bytes(csv_of(voting.ballots(5 + kill, 5)))
+        daemon = start_on_each(
+            wait=False,
+            WATCH__SETTLE_SECONDS="0",
+            INGEST__BATCH_ROWS="2",
+            TEST__FREEZE_AT="stored:2",
+        )
+        daemon.wait_until_frozen().kill()
         daemon = start_on_each(WATCH__SETTLE_SECONDS="0", INGEST__BATCH_ROWS="2")
         soon(lambda: is_empty(inbox))
     assert 0 == daemon.stop()

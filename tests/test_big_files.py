@@ -21,7 +21,8 @@ from ingestd.simulate import Packing, Plan
 
 from .conftest import DATABASES, Databases, Did, Simulated, simulated
 from .running import ONCE, environment, open_sessions
-from .victims import CRASH_VARIABLE, STEPS_VARIABLE, Victim
+from .steps import CRASH_VARIABLE, STEPS_VARIABLE
+from .victims import Victim
 
 # Seconds each: `make quick` leaves them out, and CI runs them with one Python.
 pytestmark = pytest.mark.slow

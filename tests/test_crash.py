@@ -29,8 +29,9 @@ from ingestd.simulate import Packing, Plan, defect_names
 from .conftest import DATABASES, Databases, Did, Simulated, Voting, csv_of, simulated, tx_of, zip_of
 from .oracle import Snapshot, differences, snapshot, unsound, untrue
 from .running import environment, is_empty, open_sessions, soon
+from .steps import CRASH_VARIABLE, Steps
 from .test_any_order import ingest_all
-from .victims import CRASH_VARIABLE, Mode, Steps, Victim
+from .victims import Mode, Victim
 
 # Seconds each: `make quick` leaves them out, and CI runs them with one Python.
 pytestmark = pytest.mark.slow

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -25,14 +24,29 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd import migrate
-from ingestd.db import make_engine
+from ingestd.db import Patience, make_engine, make_sessions
+from ingestd.errors import StorageFault
+from ingestd.pipeline.ingest import Ingest
+from ingestd.pipeline.ledger import owner_name
 from ingestd.storage import Pause
 from ingestd.transient import is_transient
 
-from .conftest import Databases, Did, PostgreSQL, Voting, csv_of, zip_of
+from .conftest import (
+    Clock,
+    Databases,
+    Did,
+    DropFile,
+    PostgreSQL,
+    Voting,
+    csv_of,
+    terms_in,
+    zip_of,
+)
 from .oracle import unsound
+from .proxy import ROWS as ROWS_OF_COPY
 from .proxy import Fate, Kind, proxy_before
 from .running import (
+    Running,
     Start,
     is_empty,
     jobs_on,
@@ -47,12 +61,8 @@ pytestmark = pytest.mark.slow
 Sessions = sessionmaker[Session]
 
 ROWS = 400
+ROWS_TO_FILL_A_SOCKET = 1_200
 SMALL_BATCHES = {"INGEST__BATCH_ROWS": "40"}
-
-
-def is_in_work(url: str, least: int = 1) -> bool:
-    """Whether a job has some of its rows in the tables."""
-    return any(job.status == "processing" and job.rows_read >= least for job in jobs_on(url))
 
 
 def assert_whole(url: str, *, files: int = 1, rows: int = ROWS) -> None:
@@ -130,18 +140,19 @@ def test_a_server_that_is_down_at_the_start_and_dies_in_a_batch_costs_time_only(
     own_server.kill()
     with starting(tmp_path, url) as start:
         (tmp_path / "inbox" / name).write_bytes(content)
-        daemon = start(wait=False, INGEST__BATCH_ROWS="4")
+        daemon = start(wait=False, INGEST__BATCH_ROWS="4", TEST__FREEZE_AT="stored:2")
         soon(lambda: daemon.log("storage_away"))
         time.sleep(1)
         assert not is_empty(daemon.inbox)
         own_server.start()
-        soon(partial(is_in_work, url), seconds=60)
+        daemon.wait_until_frozen()
         own_server.kill()
+        daemon.thaw()
         time.sleep(1)
         assert not is_empty(daemon.inbox)
         assert None is daemon.process.poll()
         own_server.start()
-        soon(lambda: is_empty(daemon.inbox), seconds=60)
+        soon(lambda: is_empty(daemon.inbox))
         # The open pause and the loop's are two; each speaks once a minute.
         assert len(daemon.log("storage_away")) <= 2
         (back, *_) = daemon.log("storage_back")
@@ -213,17 +224,88 @@ def test_a_server_that_takes_everything_and_says_nothing_is_left(
             (tmp_path / "inbox" / name).write_bytes(content)
             limits = {"ANSWER_TIMEOUT_SECONDS": "1", "BUSY_TIMEOUT_SECONDS": "1"}
             named = {f"DATABASE__{limit}": value for limit, value in limits.items()}
-            daemon = start(wait=False, INGEST__BATCH_ROWS="4", **named)
-            soon(partial(is_in_work, url))
-            proxy.hang()
+            named["TEST__FREEZE_AT"] = "stored:2"
+            daemon = start(wait=False, INGEST__BATCH_ROWS="4", **named).wait_until_frozen()
+            proxy.hang_at(b"COPY")
+            daemon.thaw()
             soon(lambda: daemon.log("storage_away"))
             time.sleep(1)
             proxy.go_on()
             soon(lambda: is_empty(daemon.inbox))
-            assert "no answer within 1 s" in daemon.log("storage_away")[0]["error"]
+            assert "no answer within 1 s" == daemon.log("storage_away")[0]["error"]
             assert 0 == daemon.stop()
         assert_whole(url)
     did("1 statement without an answer")
+
+
+PLACES = (b"BEGIN", b"INSERT INTO file_processing", b"COPY", ROWS_OF_COPY, b"COMMIT")
+
+
+@pytest.mark.promise(22)
+def test_wherever_the_answer_fails_to_come_the_reason_is_told(
+    databases: Databases,
+    postgresql: PostgreSQL,
+    drop_file: DropFile,
+    voting: Voting,
+    clock: Clock,
+    tmp_path: Path,
+    did: Did,
+) -> None:
+    """Also when cleaning up fails, too: a rollback or the end of a COPY meets a connection left."""
+    found = drop_file(voting.name(8), voting.ballots(8, ROWS_TO_FILL_A_SOCKET // 2))
+    patience = Patience(answer_seconds=1)
+    with databases.fresh("postgresql") as url, proxy_before(postgresql.socket_folder) as proxy:
+        engine = make_engine(proxy.url(url), writer=True, patience=patience)
+        ingest = Ingest(make_sessions(engine), terms_in(tmp_path), clock, owner_name())
+        for place in PLACES:
+            proxy.hang_at(place)
+            with pytest.raises(StorageFault) as told:
+                ingest.take(found)
+            assert (place, "no answer within 1 s") == (place, str(told.value))
+            proxy.go_on()
+        ingest.take(found)
+        engine.dispose()
+        assert_whole(url, rows=ROWS_TO_FILL_A_SOCKET)
+    did(f"{len(PLACES)} statements without an answer, from the first to the COMMIT")
+
+
+IN_A_COPY = {
+    "RAISE EXCEPTION 'made up' USING ERRCODE = 'disk_full'": "made up",
+    "RAISE EXCEPTION 'made up' USING ERRCODE = 'deadlock_detected'": "made up",
+    "PERFORM pg_terminate_backend(pg_backend_pid())": "terminating connection",
+}
+
+
+@pytest.mark.promise(24, 25)
+def test_what_a_server_refuses_in_a_copy_is_no_fault_of_the_file(
+    databases: Databases,
+    drop_file: DropFile,
+    voting: Voting,
+    clock: Clock,
+    tmp_path: Path,
+    did: Did,
+) -> None:
+    """The rows go past SQLAlchemy, and so would the error; its reason is told, none is burnt."""
+    found = drop_file(voting.name(8), voting.ballots(8, 2))
+    with databases.fresh("postgresql") as url, session_on(url) as session:
+        engine = make_engine(url, writer=True, patience=Patience())
+        ingest = Ingest(make_sessions(engine), terms_in(tmp_path), clock, owner_name())
+        for refusal, reason in IN_A_COPY.items():
+            session.execute(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                f"$$ BEGIN {refusal}; RETURN NEW; END $$"
+            )
+            session.execute(
+                "CREATE TRIGGER refused BEFORE INSERT ON transaction "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+            with pytest.raises(StorageFault, match=reason):
+                ingest.take(found)
+            session.execute("DROP TRIGGER refused ON transaction")
+        ingest.take(found)
+        engine.dispose()
+        assert_whole(url, rows=4)
+    did("a full disk, a deadlock and a killed session in a COPY")
 
 
 # PostgreSQL, and what it does to its sessions -----------------------------------------------
@@ -270,30 +352,38 @@ def end_sessions(session: psycopg.Connection) -> None:
     )
 
 
-def deadlock(session: psycopg.Connection) -> None:
+def end_them(session: psycopg.Connection, daemon: Running) -> None:
+    """Kill the daemon's sessions between two batches."""
+    end_sessions(session)
+    daemon.thaw()
+
+
+def deadlock(session: psycopg.Connection, daemon: Running) -> None:
     """Lock the daemon's job, wait until it waits for us, and then wait for what it holds."""
     row = "SELECT constituency_id FROM file_processing WHERE status = 'processing' FOR UPDATE"
     session.execute("SET deadlock_timeout = '60s'")  # so that the other one is refused
     with session.transaction():
         found = session.execute(row).fetchone()
         assert found is not None
+        daemon.thaw()
         waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = "
         soon(lambda: session.execute(waiting + "current_database()").fetchone())
         key = int.from_bytes(found[0].bytes[:8], "big", signed=True)
         session.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
 
 
-def go_read_only(session: psycopg.Connection) -> None:
+def go_read_only(session: psycopg.Connection, daemon: Running) -> None:
     """As a standby is after a fail-over; whoever stays connected stays read-only."""
     name = session.info.dbname
     session.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     end_sessions(session)
+    daemon.thaw()
     time.sleep(1)
     session.execute("SET default_transaction_read_only = off")
     session.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
 
-SESSION_FAULTS = (end_sessions, deadlock, go_read_only, end_sessions)
+SESSION_FAULTS = (end_them, deadlock, go_read_only, end_them)
 
 
 @pytest.mark.promise(24)
@@ -305,13 +395,15 @@ def test_killed_sessions_a_deadlock_and_a_fail_over_burn_no_attempt(
     with databases.fresh("postgresql") as url, starting(tmp_path, url) as start:
         with session_on(url) as session:
             session.execute(f"ALTER DATABASE {session.info.dbname} SET deadlock_timeout = '3s'")
-            daemon = start(INGEST__BATCH_ROWS="4", WATCH__SETTLE_SECONDS="0")
+            # In the second batch of each file of 100; a batch is counted when it is committed.
+            steps = " ".join(f"stored:{100 * place + 2}" for place in range(len(SESSION_FAULTS)))
+            daemon = start(INGEST__BATCH_ROWS="4", WATCH__SETTLE_SECONDS="0", TEST__FREEZE_AT=steps)
             for place, fault in enumerate(SESSION_FAULTS):
                 content = csv_of(voting.ballots(place, ROWS // 2))
                 (daemon.inbox / voting.name(place)).write_bytes(content)
-                soon(partial(is_in_work, url))
-                fault(session)
-                soon(lambda: is_empty(daemon.inbox), seconds=60)
+                daemon.wait_until_frozen()
+                fault(session, daemon)
+                soon(lambda: is_empty(daemon.inbox))
             counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
             soon(lambda: session.execute(counted).fetchone() == (1,))
         assert 0 == daemon.stop()
@@ -458,7 +550,7 @@ def test_a_reader_that_pins_the_wal_is_said_once_and_stops_nobody(
         assert 1 == len(daemon.log("wal_too_long"))
         pinned = wal.stat().st_size
         assert pinned > 1024 * 1024
-    soon(lambda: daemon.log("wal_short_again"), seconds=30)
+    soon(lambda: daemon.log("wal_short_again"))
     assert wal.stat().st_size < 1024 * 1024
     (again,) = daemon.log("wal_short_again")
     assert again["most_megabytes"] >= round(pinned / 1024 / 1024, 1)
@@ -480,7 +572,7 @@ def test_an_input_or_output_error_of_sqlite_is_waited_for(
     time.sleep(1)
     assert not is_empty(daemon.inbox)
     resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, unlimited)
-    soon(lambda: is_empty(daemon.inbox), seconds=40)
+    soon(lambda: is_empty(daemon.inbox))
     assert_whole(sqlite_url)
     did("no write beyond 16 KiB for a second")
 

@@ -266,8 +266,8 @@ def overflow(daemon: Running, voting: Voting, files: int) -> None:
     daemon.process.send_signal(signal.SIGSTOP)
     flood(daemon.inbox, voting, files)
     daemon.process.send_signal(signal.SIGCONT)
-    soon(lambda: daemon.log("events_overflowed"), seconds=60)
-    soon(lambda: daemon.log("events_overflow_over"), seconds=60)
+    soon(lambda: daemon.log("events_overflowed"), seconds=180)
+    soon(lambda: daemon.log("events_overflow_over"), seconds=180)
 
 
 @pytest.mark.promise(5)
@@ -291,7 +291,7 @@ def test_an_overflow_of_events_loses_nothing(
         if path.stat().st_size == 0:
             path.unlink()
     start()
-    soon(lambda: is_empty(tmp_path / "inbox"), seconds=60)
+    soon(lambda: is_empty(tmp_path / "inbox"))
     assert [("completed", 4)] * 20 == [(job[1], job[2]) for job in states_on(sqlite_url)]
     assert stays_sound(sqlite_url)
     did(f"SIGSTOP, 20 000 files, SIGCONT; {heard['missed']} missed by events", overflows=1)
@@ -492,7 +492,7 @@ def test_a_thread_that_died_is_replaced(
     assert listening.watcher.heard.rebuilds >= 1
     wakeup.woken.clear()
     (listening.root / "b.csv").touch()
-    assert wakeup.woken.wait(10)
+    assert wakeup.woken.wait(60)
     did("a handler that raises", faults=1)
 
 
@@ -545,9 +545,11 @@ def test_a_watcher_that_stays_deaf_gives_way_to_looking(listening: Listening, di
         )
         listening.look_until(is_tried_again)
         listening.look_until(lambda: said("events_back"))
-    assert (handles, threads) == (
-        len(list(Path("/proc/self/fd").iterdir())),
-        threading.active_count(),
+    soon(
+        lambda: (
+            (handles, threads)
+            == (len(list(Path("/proc/self/fd").iterdir())), threading.active_count())
+        )
     )
     did("deafened after every rebuild", faults=watcher.heard.rebuilds)
 
@@ -697,10 +699,8 @@ def test_a_disk_that_is_missing_takes_no_job_away(
     """Another file system lies where the inbox was: its half-read file has not vanished."""
     voting = Voting()
     (tmp_path / "inbox" / voting.name(8)).write_bytes(csv_of(voting.ballots(8, 1_000)))
-    daemon = start(wait=False, INGEST__BATCH_ROWS="50")
-    soon(lambda: any(job.rows_read for job in jobs_on(sqlite_url)))
-    daemon.process.kill()
-    daemon.ended()
+    daemon = start(wait=False, INGEST__BATCH_ROWS="50", TEST__FREEZE_AT="stored:2")
+    daemon.wait_until_frozen().kill()
     (half,) = jobs_on(sqlite_url)
     inbox = tmp_path / "inbox"
     daemon = start(under=first(f"mount -t tmpfs empty {inbox}"), WATCH__PROBE_SECONDS=PROBED)
@@ -729,12 +729,13 @@ def test_a_file_that_is_deleted_while_it_is_read_has_vanished(
 ) -> None:
     """One log line, no row left, nothing stuck."""
     voting = Voting()
-    daemon = start(INGEST__BATCH_ROWS="50")
+    daemon = start(INGEST__BATCH_ROWS="50", TEST__FREEZE_AT="stored:2")
     path = daemon.inbox / voting.name(8)
     path.write_bytes(csv_of(voting.ballots(8, 1_000)))
-    soon(lambda: any(job.rows_read for job in jobs_on(sqlite_url)))
+    daemon.wait_until_frozen()
     path.unlink()
-    soon(lambda: [(path.name, "vanished", 0)] == states_on(sqlite_url), seconds=60)
+    daemon.thaw()
+    soon(lambda: [(path.name, "vanished", 0)] == states_on(sqlite_url))
     time.sleep(2 * SETTLE_SECONDS)
     told = daemon.log("file_changed_while_read") + daemon.log("file_vanished")
     assert 1 == len(told)

@@ -37,7 +37,8 @@ from .running import (
     starter,
     states_on,
 )
-from .victims import CRASH_VARIABLE, Victim
+from .steps import CRASH_VARIABLE
+from .victims import Victim
 from .volumes import Commoner, Disk, Mount, commoner, disk, idle, mount, run
 
 # Seconds each: `make quick` leaves them out, and CI runs them with one Python.

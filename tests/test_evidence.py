@@ -34,7 +34,8 @@ from ingestd.pipeline.watch import Seen, Settling, closed, scan
 from .conftest import Did, DropFile, Voting, csv_of, zip_of
 from .oracle import unsound
 from .running import SETTLE_SECONDS, Start, is_empty, jobs_on, open_sessions, soon
-from .victims import CRASH_VARIABLE, Victim
+from .steps import CRASH_VARIABLE
+from .victims import Victim
 
 Sessions = sessionmaker[Session]
 AN_HOUR = "3600"

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,12 @@ from ingestd.db import make_engine
 
 from .conftest import Databases, Did, PostgreSQL, Voting, csv_of
 from .proxy import proxy_before
-from .running import Start, environment, is_empty, jobs_on, soon
+from .running import Start, environment, is_empty, jobs_on, soon, wait_until_frozen
+from .steps import FREEZE_VARIABLE
 from .test_database_faults import (
     ROWS,
     assert_whole,
     end_sessions,
-    is_in_work,
     session_on,
     starting,
 )
@@ -61,9 +60,9 @@ def locked(url: str) -> Iterator[None]:
 def test_sigterm_is_heeded_while_a_lock_is_waited_for(
     start_on_each: Start, migrated_url: str, hour: tuple[str, bytes], tmp_path: Path, did: Did
 ) -> None:
-    """A lock may be waited for for a minute, a stop may not; and nothing is lost by it."""
+    """A lock may be waited for for minutes, a stop may not; and nothing is lost by it."""
     name, content = hour
-    daemon = start_on_each(INGEST__STOP_SECONDS="0.5")
+    daemon = start_on_each(INGEST__STOP_SECONDS="0.5", DATABASE__BUSY_TIMEOUT_SECONDS="600")
     with locked(migrated_url):
         (daemon.inbox / name).write_bytes(content)
         time.sleep(1.5)
@@ -97,9 +96,10 @@ def test_sigterm_is_heeded_while_a_server_says_nothing_and_a_second_one_at_once(
     with databases.fresh("postgresql") as url, proxy_before(postgresql.socket_folder) as proxy:
         with starting(tmp_path, proxy.url(url)) as start:
             (tmp_path / "inbox" / name).write_bytes(content)
-            daemon = start(wait=False, INGEST__STOP_SECONDS="60", INGEST__BATCH_ROWS="4")
-            soon(partial(is_in_work, url))
+            patient = {"INGEST__STOP_SECONDS": "600", "TEST__FREEZE_AT": "claimed:3"}
+            daemon = start(wait=False, INGEST__BATCH_ROWS="4", **patient).wait_until_frozen()
             proxy.hang()
+            daemon.thaw()
             time.sleep(0.5)
             daemon.process.send_signal(signal.SIGTERM)
             time.sleep(1)
@@ -124,10 +124,20 @@ def test_a_stop_is_overdue_after_its_time_or_when_it_is_asked_for_again() -> Non
     assert (False, False) == (stop.is_set(), stop.is_overdue(0))
 
 
+# The command line as it is, but for an ear for the steps.
+ONCE = """
+from functools import partial
+from ingestd import cli, daemon
+from tests.steps import armed
+daemon.once = partial(daemon.once, on_step=armed())
+cli.main()
+"""
+
+
 def once(folder: Path, url: str, **settings: str) -> subprocess.Popen[str]:
-    """Run `ingestd once` there."""
+    """Run `ingestd once` there; it freezes at its second batch if that is asked for."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ingestd.cli", "once"],
+        [sys.executable, "-c", ONCE, "once"],
         env=environment(folder, url, **settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,17 +163,19 @@ def test_once_stops_at_a_batch_and_says_so(
     """Its exit status is that of a stopped program; the next run goes on where it was."""
     name, content = hour
     (inbox / name).write_bytes(content)
-    with once(tmp_path, sqlite_url, INGESTD_INGEST__BATCH_ROWS="2") as process:
-        soon(partial(is_in_work, sqlite_url))
+    small = {"INGESTD_INGEST__BATCH_ROWS": "2", FREEZE_VARIABLE: "stored:2"}
+    with once(tmp_path, sqlite_url, **small) as process:
+        wait_until_frozen(process)
         process.send_signal(number)
-        told, _ = process.communicate(timeout=20)
+        process.send_signal(signal.SIGCONT)
+        told, _ = process.communicate(timeout=60)
     assert status == process.returncode
     assert f"waiting: {name}: stopped in it" in told
     (job,) = jobs_on(sqlite_url)
     assert ("pending", 0, None) == (job.status, job.attempts, job.owner)
-    assert 0 < job.rows_read < ROWS
+    assert 4 == job.rows_read
     with once(tmp_path, sqlite_url) as process:
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert 0 == process.returncode
     assert_whole(sqlite_url)
     did(f"{number.name} in `once`, in a file of 200 batches")
@@ -176,9 +188,11 @@ def test_once_asks_a_database_again_that_was_away_for_a_moment(
     name, content = hour
     (inbox / name).write_bytes(content)
     with databases.fresh("postgresql") as url, session_on(url) as session:
-        with once(tmp_path, url, INGESTD_INGEST__BATCH_ROWS="4") as process:
-            soon(partial(is_in_work, url))
+        small = {"INGESTD_INGEST__BATCH_ROWS": "4", FREEZE_VARIABLE: "stored:2"}
+        with once(tmp_path, url, **small) as process:
+            wait_until_frozen(process)
             end_sessions(session)
-            process.communicate(timeout=20)
+            process.send_signal(signal.SIGCONT)
+            process.communicate(timeout=60)
         assert 0 == process.returncode
         assert_whole(url)

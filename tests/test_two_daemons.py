@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.errors import StopRequested
@@ -27,7 +23,7 @@ from ingestd.pipeline.step import Step
 
 from .conftest import Clock, Databases, Did, DropFile, Voting, csv_of, zip_of
 from .oracle import unsound
-from .running import Running, Start, is_empty, jobs_on, open_sessions, soon
+from .running import Start, is_empty, jobs_on, open_sessions, soon
 from .test_crash import contents
 from .test_database_faults import assert_whole, starting
 from .test_two_at_once import second
@@ -99,31 +95,6 @@ def owned_by(url: str, process: int) -> bool:
     return job is not None and f":{process}:" in (job.owner or "")
 
 
-def is_free(url: str) -> bool:
-    """Whether nobody holds SQLite's only write lock (PostgreSQL ends such a session itself)."""
-    if not url.startswith("sqlite"):
-        return True
-    path = make_url(url).database or ""
-    with closing(sqlite3.connect(path, timeout=0.2, isolation_level=None)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        return True
-
-
-def pause_in_a_file(daemon: Running, url: str) -> None:
-    """SIGSTOP it while it has the job, but not SQLite's lock."""
-    process = daemon.process
-    while True:
-        soon(lambda: owned_by(url, process.pid))
-        process.send_signal(signal.SIGSTOP)
-        if is_free(url) and owned_by(url, process.pid):
-            return
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.05)
-
-
 @pytest.mark.promise(30)
 def test_a_killed_daemon_s_job_is_taken_over_by_its_neighbour_long_before_its_lease_is_over(
     start_on_each: Start, migrated_url: str, hour: tuple[str, bytes], tmp_path: Path, did: Did
@@ -132,11 +103,12 @@ def test_a_killed_daemon_s_job_is_taken_over_by_its_neighbour_long_before_its_le
     name, content = hour
     (tmp_path / "inbox" / name).write_bytes(content)
     lease = {"INGEST__LEASE_SECONDS": "600"}
-    killed = start_on_each(wait=False, INGEST__BATCH_ROWS="2", **lease)
-    soon(lambda: owned_by(migrated_url, killed.process.pid))
+    frozen = {"INGEST__BATCH_ROWS": "2", "TEST__FREEZE_AT": "stored:2"}
+    killed = start_on_each(wait=False, **frozen, **lease).wait_until_frozen()
+    assert owned_by(migrated_url, killed.process.pid)
     killed.process.kill()  # and not yet waited for: a zombie is dead, too
     neighbour = start_on_each(wait=False, **lease)
-    soon(lambda: is_empty(tmp_path / "inbox"), seconds=60)
+    soon(lambda: is_empty(tmp_path / "inbox"))
     (taken,) = neighbour.log("jobs_taken_over")
     assert 1 == taken["jobs"]
     killed.kill()
@@ -162,15 +134,15 @@ def test_a_job_of_another_host_is_free_after_its_lease_and_not_before(
         name, content = hour
         (tmp_path / "inbox" / name).write_bytes(content)
         brief = {"INGEST__BATCH_ROWS": "2", "INGEST__LEASE_SECONDS": "3"}
-        killed = start(wait=False, under=on_another_host("elsewhere"), **brief)
-        soon(lambda: at_work(url))
-        killed.kill()
+        elsewhere = on_another_host("elsewhere")
+        killed = start(wait=False, under=elsewhere, TEST__FREEZE_AT="stored:2", **brief)
+        killed.wait_until_frozen().kill()
         left = at_work(url)
         assert left is not None
         assert left.lease_until is not None
         assert (left.owner or "").startswith("elsewhere:")
         neighbour = start(wait=False, **brief)
-        soon(lambda: is_empty(tmp_path / "inbox"), seconds=60)
+        soon(lambda: is_empty(tmp_path / "inbox"))
         (taken,) = neighbour.log("jobs_taken_over")
         assert datetime.fromisoformat(taken["timestamp"]) >= left.lease_until.astimezone(UTC)
         assert_whole(url, rows=ROWS)
@@ -184,13 +156,14 @@ def test_an_owner_that_was_stopped_for_longer_than_its_lease_commits_nothing_mor
     """It wakes up while its successor is at work on the same file."""
     name, content = hour
     (tmp_path / "inbox" / name).write_bytes(content)
-    brief = {"INGEST__LEASE_SECONDS": "1", "DATABASE__BUSY_TIMEOUT_SECONDS": "1"}
-    slow = start_on_each(wait=False, INGEST__BATCH_ROWS="2", **brief)
-    pause_in_a_file(slow, migrated_url)
-    successor = start_on_each(wait=False, INGEST__BATCH_ROWS="2", **brief)
-    soon(lambda: owned_by(migrated_url, successor.process.pid), seconds=30)
-    slow.process.send_signal(signal.SIGCONT)
-    soon(lambda: is_empty(tmp_path / "inbox"), seconds=60)
+    brief = {"INGEST__LEASE_SECONDS": "1", "TEST__FREEZE_AT": "stored:2"}
+    slow = start_on_each(wait=False, INGEST__BATCH_ROWS="2", **brief).wait_until_frozen()
+    assert owned_by(migrated_url, slow.process.pid)
+    successor = start_on_each(wait=False, INGEST__BATCH_ROWS="2", **brief).wait_until_frozen()
+    assert owned_by(migrated_url, successor.process.pid)
+    slow.thaw()
+    successor.thaw()
+    soon(lambda: is_empty(tmp_path / "inbox"))
     assert [0, 0] == [daemon.stop() for daemon in (slow, successor)]
     assert_whole(migrated_url, rows=ROWS)
     did("1 SIGSTOP beyond a lease of 1 s, SIGCONT in the successor's batches")

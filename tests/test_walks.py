@@ -55,7 +55,8 @@ from .conftest import (
 from .model import MOST_REJECTS, Csv, Job, Key, Label, Line, Model, Parcel, Shown, When
 from .oracle import unsound
 from .running import is_empty, jobs_on, open_sessions, soon, states_on
-from .victims import CRASH_VARIABLE, FREEZE_VARIABLE, Mode, Victim
+from .steps import CRASH_VARIABLE, FREEZE_VARIABLE
+from .victims import Mode, Victim
 
 # Seconds each: `make quick` leaves them out, and CI runs them with one Python.
 pytestmark = pytest.mark.slow

@@ -1,76 +1,34 @@
 """The real program in processes that start within a tenth of a second, made to be killed.
 
-They are forked from a server that has imported it already. This is the test build of the
-settings: it alone knows INGESTD_TEST__CRASH_AT, by which a process kills itself with SIGKILL
-as soon as a step is over for the n-th time (`loaded:2`), INGESTD_TEST__FREEZE_AT, by which it
-stops there so that a test may do something before it goes on, and INGESTD_TEST__TELL_STEPS, a
-file into which it writes at its end when each batch was stored.
+They are forked from a server that has imported it already. `steps.py` says what they can be told.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
 from ingestd import daemon, log
 from ingestd.config import load_settings
-from ingestd.pipeline.step import Step
 
 from .running import environment
+from .steps import armed, is_frozen
 
 Mode = Literal["once", "run"]
-CRASH_VARIABLE = "INGESTD_TEST__CRASH_AT"
-STEPS_VARIABLE = "INGESTD_TEST__TELL_STEPS"
-FREEZE_VARIABLE = "INGESTD_TEST__FREEZE_AT"
 
 _FORKS = multiprocessing.get_context("forkserver")
 # Alembic is imported late, by whoever opens a database: a fifth of what such a process does.
 _PRELOADED = ["ingestd.daemon", "psycopg", "alembic.runtime.migration", "tests.victims"]
 _FORKS.set_forkserver_preload(_PRELOADED)
-
-
-class TestBuild(BaseSettings):
-    """What only the program in tests can be told."""
-
-    __test__ = False  # no class of tests
-    model_config = SettingsConfigDict(env_prefix="INGESTD_TEST__")
-
-    crash_at: str = ""
-    tell_steps: Path | None = None
-    freeze_at: str = ""
-
-
-@dataclass
-class Steps:
-    """Counts the steps that were told; dies at the one that is armed, or stops there."""
-
-    crash_at: str = ""
-    freeze_at: str = ""
-    told: Counter[Step] = field(default_factory=Counter)
-    stored_at: list[float] = field(default_factory=list)
-
-    def __call__(self, step: Step) -> None:
-        """Note a step; no handler, no `finally`, no buffer survives the last one."""
-        self.told[step] += 1
-        if step == Step.STORED:
-            self.stored_at.append(time.monotonic())
-        if self.crash_at == f"{step}:{self.told[step]}":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.freeze_at == f"{step}:{self.told[step]}":
-            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
@@ -84,16 +42,12 @@ def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
     sys.stderr = os.fdopen(2, "w")
     faulthandler.register(signal.SIGUSR1)
     log.configure("info", "json", sys.stderr)
-    build = TestBuild()
-    steps = Steps(build.crash_at, build.freeze_at)
-    for variable in (CRASH_VARIABLE, FREEZE_VARIABLE, STEPS_VARIABLE):
-        os.environ.pop(variable, None)
+    steps = armed()
     settings = load_settings()
     if mode == "run":
         sys.exit(daemon.run(settings, on_step=steps))
     summary = daemon.once(settings, on_step=steps)
-    if build.tell_steps:
-        build.tell_steps.write_text(json.dumps(steps.stored_at))
+    steps.tell()
     sys.exit("\n".join(summary.waiting) or 0)
 
 
@@ -135,7 +89,7 @@ class Victim:
     def stop(self) -> int:
         """SIGTERM, and its exit status."""
         self.process.terminate()
-        return self.wait(30)
+        return self.wait()
 
     def freeze(self) -> None:
         """SIGSTOP; it does nothing more when this returns."""
@@ -154,11 +108,7 @@ class Victim:
     @property
     def is_frozen(self) -> bool:
         """Whether it was stopped, by itself or by `freeze`."""
-        try:
-            status = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return status.rsplit(")", 1)[1].split()[0] == "T"
+        return is_frozen(self.process.pid)
 
     @property
     def is_alive(self) -> bool:

@@ -19,7 +19,7 @@ from sqlalchemy import Table, bindparam, exists, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from ingestd.db import AnyRow, is_postgresql
+from ingestd.db import AnyRow, driver_at_work, is_postgresql
 from ingestd.pipeline.sightings import CONTENT_COLUMNS, JSON_COLUMNS, FileRef, recompute
 from ingestd.pipeline.touched import (
     HOUR_MS,
@@ -273,10 +273,13 @@ def _insert_transactions(session: Session, file: FileRef, fresh: Sequence[Record
     quote = connection.dialect.identifier_preparer.quote
     table, names = quote(transaction.name), ", ".join(map(quote, BULK_COLUMNS))
     if is_postgresql(session):
-        driver = connection.connection.driver_connection
-        assert driver is not None  # noqa: S101 - a connection in use has one
         lines = _copy_lines(file, fresh)
-        with driver.cursor() as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+        copying = f"COPY {table} ({names}) FROM STDIN"
+        with (
+            driver_at_work(connection) as driver,
+            driver.cursor() as cursor,
+            cursor.copy(copying) as copy,
+        ):
             while some := "".join(islice(lines, _ROWS_IN_ONE_WRITE)):
                 copy.write(some)
         return
