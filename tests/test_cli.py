@@ -467,7 +467,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     """Ask again until it is so."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -488,7 +488,7 @@ def test_run_takes_files_and_stops_on_sigterm(
             shutil.copytree(simulated / "drop-2", folder / "inbox", dirs_exist_ok=True)
             wait_until(lambda: any(path.is_file() for path in (folder / "archive").rglob("*")))
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
 

@@ -33,8 +33,9 @@ from ingestd.pipeline.watch import Seen, Settling, closed, scan
 
 from .conftest import Did, DropFile, Voting, csv_of, zip_of
 from .oracle import unsound
-from .running import SETTLE_SECONDS, Start, is_empty, jobs_on, open_sessions, soon
+from .running import Start, is_empty, jobs_on, open_sessions, soon
 from .steps import CRASH_VARIABLE
+from .test_discovery import is_listened_to
 from .victims import Victim
 
 Sessions = sessionmaker[Session]
@@ -518,6 +519,8 @@ def test_a_file_that_grows_beside_its_manifest_is_read_when_it_is_whole(
     for start_at in range(0, 10, 2):
         with path.open("ab") as stream:
             stream.write(csv_of(rows[start_at : start_at + 2]))
+        if start_at == 0:
+            soon(lambda: daemon.log("manifest_not_met"))
         if start_at < 8:
             time.sleep(0.6)
             assert [] == jobs_on(sqlite_url)
@@ -571,14 +574,15 @@ def test_no_writer_is_overtaken(
     start_on_each: Start, migrated_url: str, voting: Voting, did: Did
 ) -> None:
     """One dribbles, one holds the file open and says nothing, one lays the marker too early."""
-    daemon = start_on_each()
+    settle_seconds = 2.0  # a writer on a machine at its limits is not to be taken for a dead one
+    daemon = start_on_each(WATCH__SETTLE_SECONDS=str(settle_seconds))
     rows = {hour: voting.ballots(hour, 4) for hour in (8, 9, 10)}
 
     def dribble(hour: int) -> None:
         for row in rows[hour]:
             with (daemon.inbox / voting.name(hour)).open("ab") as stream:
                 stream.write(csv_of([row]))
-            time.sleep(SETTLE_SECONDS / 3)
+            time.sleep(settle_seconds / 6)
 
     def hold(hour: int) -> None:
         path = daemon.inbox / voting.name(hour)
@@ -586,7 +590,7 @@ def test_no_writer_is_overtaken(
             stream.write(csv_of(rows[hour][:3]))
             if hour == 10:
                 done(path, b"")
-            time.sleep(4 * SETTLE_SECONDS)
+            time.sleep(2 * settle_seconds)
             stream.write(csv_of(rows[hour][3:]))
 
     writers = [
@@ -599,7 +603,7 @@ def test_no_writer_is_overtaken(
         writer.join()
     soon(lambda: is_empty(daemon.inbox))
     jobs = jobs_on(migrated_url)
-    did("3 writers: 8 parts below settle; open for 4 settle times; the same with a marker")
+    did("3 writers: 8 parts below settle; open for 2 settle times; the same with a marker")
     assert [("completed", 8)] * 3 == [(job.status, job.rows_stored) for job in jobs]
     by_path = {job.path: job.evidence for job in jobs}
     assert ["no_writer", "no_writer", "marker"] == [by_path[voting.name(h)] for h in (8, 9, 10)]
@@ -613,7 +617,7 @@ def test_a_rename_inside_the_inbox_completes_a_file_at_once(
     """From a folder in it, and from a name that is ignored."""
     daemon = start(WATCH__SETTLE_SECONDS=AN_HOUR)
     (daemon.inbox / "writing").mkdir()
-    time.sleep(0.5)
+    soon(lambda: is_listened_to(daemon.inbox / "writing", daemon.process.pid))
     for hour, before in ((8, "writing/x.csv"), (9, "y.csv.part")):
         (daemon.inbox / before).write_bytes(csv_of(voting.ballots(hour, 1)))
         (daemon.inbox / before).rename(daemon.inbox / voting.name(hour))

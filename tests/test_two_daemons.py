@@ -57,7 +57,7 @@ def test_two_daemons_on_one_inbox_take_each_file_once(
     daemons = [start_on_each(INGEST__BATCH_ROWS="20") for _ in range(2)]
     for file in sorted(outside.iterdir()):
         file.rename(tmp_path / "inbox" / file.name)
-    soon(lambda: is_empty(tmp_path / "inbox"), seconds=90)
+    soon(lambda: is_empty(tmp_path / "inbox"), seconds=180)
     assert [0, 0] == [daemon.stop() for daemon in daemons]
     jobs = jobs_on(migrated_url)
     assert {"completed"} == {job.status for job in jobs}
