@@ -23,8 +23,6 @@ from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.writers import (
     Writers,
-    is_shared_type,
-    type_of_device,
     writers_kept_out,
     writers_of,
 )
@@ -529,18 +527,3 @@ def test_a_writer_that_waits_goes_on_when_the_block_is_over(tmp_path: Path) -> N
         assert "x" == path.read_text()
     writer.join(20)
     assert "y" == path.read_text()
-
-
-def test_a_file_system_that_others_write_to_is_known_by_its_type() -> None:
-    """NFS and CIFS refuse leases as if somebody wrote; FUSE grants them and knows nothing."""
-    mounts = [
-        "36 35 0:45 / /srv/in rw,noatime shared:1 - nfs4 server:/export rw,vers=4.2",
-        "37 35 254:0 / / rw,relatime - ext4 /dev/vda rw",
-    ]
-    assert "nfs4" == type_of_device(os.makedev(0, 45), mounts)
-    assert "ext4" == type_of_device(os.makedev(254, 0), mounts)
-    assert "" == type_of_device(os.makedev(9, 9), mounts)
-    for kind in ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "virtiofs"):
-        assert is_shared_type(kind)
-    for kind in ("ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", ""):
-        assert not is_shared_type(kind)

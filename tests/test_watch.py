@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from watchdog.events import FileClosedEvent, FileModifiedEvent, FileMovedEvent
 
 from ingestd.pipeline.events import Wakeup
-from ingestd.pipeline.mounts import file_system_of, is_remote, mountinfo
+from ingestd.pipeline.mounts import file_system_of, file_system_on, is_remote, mountinfo
 from ingestd.pipeline.watch import SENTINEL, Seen, Settling, look_at, scan
 
 
@@ -192,9 +192,39 @@ def test_a_network_file_system_is_known_by_its_mount(
     assert is_looked_at_only == is_remote(file_system)
 
 
+@pytest.mark.parametrize(
+    ("device", "file_system"), [((0, 52), "nfs4"), ((254, 0), "ext4"), ((9, 9), "")]
+)
+def test_a_file_system_is_known_by_its_device(device: tuple[int, int], file_system: str) -> None:
+    """Of an open file nothing else is known for certain; its name may be another's by now."""
+    assert file_system == file_system_on(os.makedev(*device), MOUNTS)
+
+
+def test_where_others_may_write_is_known_by_the_type() -> None:
+    """NFS and CIFS refuse leases as if somebody wrote; FUSE grants them and knows nothing."""
+    remote = [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "9p",
+        "fuse",
+        "fuse.sshfs",
+        "ceph",
+        "glusterfs",
+        "virtiofs",
+        "vboxsf",
+        "ocfs2",
+    ]
+    assert remote == [kind for kind in remote if is_remote(kind)]
+    local = ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", ""]
+    assert [] == [kind for kind in local if is_remote(kind)]
+
+
 def test_what_holds_a_folder_here_is_known(tmp_path: Path) -> None:
     """Asked of the kernel; where it says nothing, nothing is assumed."""
     assert "proc" == file_system_of(Path("/proc/self"), mountinfo())
+    assert "proc" == file_system_on(Path("/proc/self").stat().st_dev, mountinfo())
     assert file_system_of(tmp_path.resolve(), mountinfo())
     assert "" == file_system_of(tmp_path, "")
     assert not is_remote("")

@@ -16,10 +16,7 @@ from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
-_MOUNTS = Path("/proc/self/mountinfo")
-# On these other machines may write unseen; some refuse every lease as if somebody wrote.
-_REMOTE = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "beegfs", "gpfs", "gluster")
-_SHARED = ("fuse", "fuse.", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "gfs2", "ocfs2")
+from ingestd.pipeline.mounts import file_system_on, is_remote, mountinfo
 
 
 class Writers(Enum):
@@ -72,24 +69,6 @@ def _without_waiting(path: str, flags: int) -> int:
 
 @lru_cache(maxsize=64)
 def _is_shared(device: int) -> bool:
-    """Say whether other machines may write to a file system; one that is not listed is local."""
-    try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    return is_shared_type(type_of_device(device, lines))
-
-
-def type_of_device(device: int, mountinfo: list[str]) -> str:
-    """Find the type of a file system in the lines of `/proc/self/mountinfo`; "" if not there."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in mountinfo:
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2:3] == [number]:
-            return rest.split(" ", 1)[0]
-    return ""
-
-
-def is_shared_type(kind: str) -> bool:
-    """Say whether a type of file system may have writers that this kernel does not see."""
-    return kind in _SHARED or kind.startswith((*_REMOTE, "fuse."))
+    """Say whether other machines may write there; a device that is not listed is local."""
+    # Some of these refuse every lease as if somebody wrote, others grant it and know nothing.
+    return is_remote(file_system_on(device, mountinfo()))
