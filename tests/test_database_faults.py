@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -140,7 +141,7 @@ def test_a_server_that_is_down_at_the_start_and_dies_in_a_batch_costs_time_only(
     own_server.kill()
     with starting(tmp_path, url) as start:
         (tmp_path / "inbox" / name).write_bytes(content)
-        daemon = start(wait=False, INGEST__BATCH_ROWS="4", TEST__FREEZE_AT="stored:2")
+        daemon = start(wait=False, INGEST__BATCH_ROWS="4", TEST__FREEZE_AT="loaded:3")
         soon(lambda: daemon.log("storage_away"))
         time.sleep(1)
         assert not is_empty(daemon.inbox)
@@ -353,23 +354,29 @@ def end_sessions(session: psycopg.Connection) -> None:
 
 
 def end_them(session: psycopg.Connection, daemon: Running) -> None:
-    """Kill the daemon's sessions between two batches."""
+    """Kill the daemon's sessions in the middle of a commit."""
     end_sessions(session)
     daemon.thaw()
 
 
 def deadlock(session: psycopg.Connection, daemon: Running) -> None:
-    """Lock the daemon's job, wait until it waits for us, and then wait for what it holds."""
-    row = "SELECT constituency_id FROM file_processing WHERE status = 'processing' FOR UPDATE"
-    session.execute("SET deadlock_timeout = '60s'")  # so that the other one is refused
-    with session.transaction():
-        found = session.execute(row).fetchone()
-        assert found is not None
+    """Wait for what the daemon holds, and then let it ask for what we hold."""
+    # Whoever closes the circle finds it: the daemon, which comes last.
+    session.execute("SET deadlock_timeout = '1h'")
+    held = session.execute(
+        "SELECT constituency_id FROM file_processing WHERE status <> 'completed'"
+    )
+    ((constituency,),) = held.fetchall()
+    key = int.from_bytes(constituency.bytes[:8], "big", signed=True)
+    asking = "SELECT pg_advisory_xact_lock(%s)"
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = %s"
+    with session_on(url_of(session)) as looking, session.transaction():
+        session.execute("LOCK TABLE transaction IN SHARE MODE")
+        ours = threading.Thread(target=session.execute, args=(asking, (key,)))
+        ours.start()
+        soon(lambda: looking.execute(waiting, (session.info.backend_pid,)).fetchone())
         daemon.thaw()
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = "
-        soon(lambda: session.execute(waiting + "current_database()").fetchone())
-        key = int.from_bytes(found[0].bytes[:8], "big", signed=True)
-        session.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
+        ours.join()
 
 
 def go_read_only(session: psycopg.Connection, daemon: Running) -> None:
@@ -383,32 +390,41 @@ def go_read_only(session: psycopg.Connection, daemon: Running) -> None:
     session.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
 
-SESSION_FAULTS = (end_them, deadlock, go_read_only, end_them)
-
-
 @pytest.mark.promise(24)
+@pytest.mark.parametrize(
+    ("fault", "step"),
+    [(end_them, "loaded:3"), (deadlock, "claimed:3"), (go_read_only, "claimed:3")],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_killed_sessions_a_deadlock_and_a_fail_over_burn_no_attempt(
-    databases: Databases, tmp_path: Path, did: Did
+    databases: Databases,
+    hour: tuple[str, bytes],
+    tmp_path: Path,
+    fault: Callable[[psycopg.Connection, Running], None],
+    step: str,
+    did: Did,
 ) -> None:
     """Each in the middle of a file, which goes on at its checkpoint."""
-    voting = Voting()
+    name, content = hour
+    counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     with databases.fresh("postgresql") as url, starting(tmp_path, url) as start:
+        (tmp_path / "inbox" / name).write_bytes(content)
         with session_on(url) as session:
-            session.execute(f"ALTER DATABASE {session.info.dbname} SET deadlock_timeout = '3s'")
-            # In the second batch of each file of 100; a batch is counted when it is committed.
-            steps = " ".join(f"stored:{100 * place + 2}" for place in range(len(SESSION_FAULTS)))
-            daemon = start(INGEST__BATCH_ROWS="4", WATCH__SETTLE_SECONDS="0", TEST__FREEZE_AT=steps)
-            for place, fault in enumerate(SESSION_FAULTS):
-                content = csv_of(voting.ballots(place, ROWS // 2))
-                (daemon.inbox / voting.name(place)).write_bytes(content)
-                daemon.wait_until_frozen()
-                fault(session, daemon)
-                soon(lambda: is_empty(daemon.inbox))
-            counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-            soon(lambda: session.execute(counted).fetchone() == (1,))
+            daemon = start(wait=False, INGEST__BATCH_ROWS="4", TEST__FREEZE_AT=step)
+            fault(session, daemon.wait_until_frozen())
+            soon(lambda: is_empty(daemon.inbox))
+            expected = (int(fault is deadlock),)
+            soon(lambda: session.execute(counted).fetchone() == expected)
         assert 0 == daemon.stop()
-        assert_whole(url, files=len(SESSION_FAULTS))
-    did("sessions killed 2 times, 1 deadlock, 1 fail-over, each in a file of 100 batches")
+        assert daemon.log("storage_away")
+        assert_whole(url)
+    did(f"{fault.__name__.replace('_', ' ')} in a file of 100 batches", faults=1)
+
+
+def url_of(session: psycopg.Connection) -> str:
+    """The URL of the database that a session is on."""
+    info = session.info
+    return f"postgresql+psycopg://{info.user}@/{info.dbname}?host={info.host}"
 
 
 def session_on(url: str) -> psycopg.Connection:

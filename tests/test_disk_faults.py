@@ -370,7 +370,7 @@ def goes_on_when_there_is_room(  # the story of every full volume
     assert source.exists()
     assert 1 == len(daemon.log(full))
     mend()
-    soon(lambda: is_empty(daemon.inbox), seconds=60)
+    soon(lambda: is_empty(daemon.inbox), seconds=120)
     assert 1 == len(daemon.log(full))
     assert sound(url)
 

@@ -188,7 +188,7 @@ def test_once_asks_a_database_again_that_was_away_for_a_moment(
     name, content = hour
     (inbox / name).write_bytes(content)
     with databases.fresh("postgresql") as url, session_on(url) as session:
-        small = {"INGESTD_INGEST__BATCH_ROWS": "4", FREEZE_VARIABLE: "stored:2"}
+        small = {"INGESTD_INGEST__BATCH_ROWS": "4", FREEZE_VARIABLE: "loaded:3"}
         with once(tmp_path, url, **small) as process:
             wait_until_frozen(process)
             end_sessions(session)
