@@ -62,7 +62,6 @@ BULK_COLUMNS = (
 )
 _SHORTEST_GAMBLE = 200
 _ROWS_IN_ONE_WRITE = 256
-_UNIQUE_VIOLATION = "23505"
 
 
 @dataclass(slots=True)
@@ -108,16 +107,9 @@ def _all_stored(session: Session, batch: _Batch) -> bool:
     try:
         with session.connection().begin_nested():
             batch.write(session)
-    except Exception as error:
-        if _is_taken(error):
-            return False
-        raise
+    except IntegrityError:
+        return False
     return True
-
-
-def _is_taken(error: Exception) -> bool:
-    is_here = getattr(error, "sqlstate", None) == _UNIQUE_VIOLATION  # by COPY
-    return is_here or isinstance(error, IntegrityError)
 
 
 @dataclass(slots=True)
