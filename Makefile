@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 SECONDS ?= 60
+BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick reliability fuzz lint format check migrations-check wheel-smoke clean
+.PHONY: help demo test quick reliability bench fuzz lint format check migrations-check wheel-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ quick: $(READY)  ## the tests without the slow ones
 
 reliability: $(READY)  ## every promise with its long campaigns (an hour or more); writes docs/reliability.md
 	$(BIN)/python -m tests.reliability --workers $(WORKERS)
+
+bench: $(READY)  ## measure, about 25 minutes; writes docs/performance.md; BENCH="--only pg-1gb", --full
+	$(BIN)/python -W ignore -m bench $(BENCH)
 
 fuzz: $(READY)  ## look for input that breaks a claim, SECONDS=60 for each target; needs Python 3.11
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
@@ -52,7 +56,7 @@ wheel-smoke: $(READY)  ## build the wheel, install it elsewhere, ingest simulate
 	.ci/run wheel
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) build dist .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .bench .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Built anew when pyproject.toml changes, else not touched.

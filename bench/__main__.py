@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import shutil
 import sys
 import time
@@ -53,6 +54,14 @@ def main() -> int:
     target, kept = page.TARGET, LATEST
     if options.scale == "quick":
         target, kept = options.folder / "quick.md", options.folder / "quick.json"
+    options.folder.mkdir(parents=True, exist_ok=True)
+    lock = (options.folder / "lock").open("w")
+    try:
+        # Two at once would measure each other, and share their folders.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"another benchmark works in {options.folder}; wait for it", file=sys.stderr)
+        return 2
     failed = [] if options.page else _measure(options.folder, options.scale, chosen, kept)
     target.write_text(page.page(results.load(kept)), encoding="utf-8")
     print(f"wrote {target}")
@@ -68,7 +77,6 @@ def _chosen(only: str | None) -> list[str]:
 
 def _measure(folder: Path, scale: str, chosen: list[str], kept: Path) -> list[str]:
     """Run the scenarios, keep the figures of each at once; gives the names of those that failed."""
-    folder.mkdir(parents=True, exist_ok=True)
     bench = scenarios.Bench(folder, SCALES[scale], tell=lambda line: print(line, flush=True))
     failed = []
     try:

@@ -35,7 +35,7 @@ def grow(url: str, *, to_rows: int) -> int:
     ((template, rows),) = ask(
         url,
         'SELECT constituency_id, count(*) FROM "transaction" GROUP BY 1'
-        " ORDER BY count(*) DESC, min(id) LIMIT 1",
+        " ORDER BY count(*) DESC LIMIT 1",
     )
     ((held,),) = ask(url, 'SELECT count(*) FROM "transaction"')
     assert isinstance(held, int)  # noqa: S101 - a count is a number

@@ -20,6 +20,7 @@ _OWN = re.compile(r"(?:^|/)ingestd/(?P<module>[a-z_/]+)\.py$")
 _ONCE = (sys.executable, "-m", "ingestd.cli", "once", "--archive")
 # Where a commit's own work is done; its caller would be all that is seen of it.
 _COMMITS = ("do_commit", "_do_commit")
+_IMPORTS = "_find_and_load"
 STARTING = "start and imports"
 
 
@@ -64,8 +65,8 @@ def stage_of(stack: Iterable[str]) -> str:
         found = _FRAME.match(frame)
         if found is None:
             continue
-        if "<module>" in found["function"] or "_find_and_load" in found["function"]:
-            return STARTING if stage in {STARTING, "cli"} else stage
+        if found["function"] == _IMPORTS:
+            return STARTING
         if found["function"] in _COMMITS:
             return "commit"
         own = _OWN.search(found["file"])
