@@ -30,7 +30,7 @@ reliability: $(READY)  ## every promise with its long campaigns (an hour or more
 	$(BIN)/python -m tests.reliability --workers $(WORKERS)
 
 bench: $(READY)  ## measure, about 25 minutes; writes docs/performance.md; BENCH="--only pg-1gb", --full
-	$(BIN)/python -W ignore -m bench $(BENCH)
+	$(BIN)/python -m bench $(BENCH)
 
 fuzz: $(READY)  ## look for input that breaks a claim, SECONDS=60 for each target; needs Python 3.11
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'

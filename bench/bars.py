@@ -16,8 +16,8 @@ from bench.scale import QUICK
 TITLES: Final = {"pg": "PostgreSQL", "sqlite": "SQLite"}
 ORM_TIMES: Final = 8
 CPU_MICROSECONDS: Final = 14
-MEMORY_MIB: Final = 300
-MEMORY_GROWTH_MIB: Final = 20
+MEMORY_MB: Final = 300
+MEMORY_GROWTH_MB: Final = 20
 ELECTION_MINUTES: Final = 20
 
 
@@ -122,11 +122,11 @@ def _latency(_results: Results, result: Result) -> Verdict:
 
 
 def _flat_memory(most: float, _results: Results, result: Result) -> Verdict | None:
-    small, large = (figures.peak_mib(result.series[name]) for name in ("small", "large"))
+    small, large = (figures.peak_mb(result.series[name]) for name in ("small", "large"))
     if small is None or large is None:
         return None
     rows = amount(result.series["large"][0].rows)
-    return Verdict(f"{large - small:+.0f} MiB at {rows} rows", large - small < most)
+    return Verdict(f"{large - small:+.0f} MB at {rows} rows", large - small < most)
 
 
 def _whole_tree(most: float, results: Results, result: Result) -> Verdict | None:
@@ -135,18 +135,18 @@ def _whole_tree(most: float, results: Results, result: Result) -> Verdict | None
         name: peak
         for name, other in results.items()
         if name.startswith(f"{kind}-") and other.taken.scale == result.taken.scale
-        for peak in [figures.peak_mib(_ours(other))]
+        for peak in [figures.peak_mb(_ours(other))]
         if peak is not None
     }
     if not peaks:
         return None
     worst = max(peaks, key=lambda name: peaks[name])
-    return Verdict(f"{peaks[worst]:.0f} MiB ({worst})", peaks[worst] < most)
+    return Verdict(f"{peaks[worst]:.0f} MB ({worst})", peaks[worst] < most)
 
 
 def _ours(result: Result) -> Sequence[Run]:
     """All runs whose memory was watched: those of ingestd."""
-    return [run for runs in result.series.values() for run in runs if run.peak_mib is not None]
+    return [run for runs in result.series.values() for run in runs if run.peak_mb is not None]
 
 
 def election_minutes(results: Results, result: Result) -> float:
@@ -217,15 +217,15 @@ BARS: Final[Sequence[Bar]] = (
     *_on_both("latency at 100 files/s", "p50 < 0.3 s, p99 < settle + 1 s", "latency", _latency),
     *_on_both(
         "memory: a large file over a small one",
-        f"< {MEMORY_GROWTH_MIB} MB from 50 k to 5 M rows",
+        f"< {MEMORY_GROWTH_MB} MB from 50 k to 5 M rows",
         "memory",
-        partial(_flat_memory, MEMORY_GROWTH_MIB),
+        partial(_flat_memory, MEMORY_GROWTH_MB),
     ),
     *_on_both(
         "memory of the process tree, most of all scenarios",
-        f"< {MEMORY_MIB} MB",
+        f"< {MEMORY_MB} MB",
         "memory",
-        partial(_whole_tree, MEMORY_MIB),
+        partial(_whole_tree, MEMORY_MB),
     ),
     Bar(
         "a national election of 2026 (24.6 M transactions, 80 GB), PostgreSQL, 2 workers",

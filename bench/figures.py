@@ -59,9 +59,9 @@ def cpu_microseconds_a_row(runs: Sequence[Run]) -> Spread | None:
     return spread(costs) if costs else None
 
 
-def peak_mib(runs: Sequence[Run]) -> float | None:
+def peak_mb(runs: Sequence[Run]) -> float | None:
     """The most memory of all runs."""
-    peaks = [run.peak_mib for run in runs if run.peak_mib is not None]
+    peaks = [run.peak_mb for run in runs if run.peak_mb is not None]
     return max(peaks) if peaks else None
 
 

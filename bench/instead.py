@@ -55,7 +55,7 @@ ALTERNATIVES = (
         script="sqlite_utils_insert.py",
         packages=("sqlite-utils>=3.37",),
         databases=("sqlite",),
-        about="the command, once for each file; no index",
+        about="the command, once for each file, its start in the time; no index",
     ),
 )
 

@@ -23,7 +23,7 @@ class Run:
     """One measured run: what went through, in how long, at what cost.
 
     CPU is user and system time of the client's processes, without the PostgreSQL server's;
-    `peak_mib` the most resident memory that these processes held together.
+    `peak_mb` the most resident memory that these processes held together.
     """
 
     seconds: float
@@ -31,7 +31,7 @@ class Run:
     rows: int = 0
     bytes: int = 0
     cpu_seconds: float | None = None
-    peak_mib: float | None = None
+    peak_mb: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)

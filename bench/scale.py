@@ -16,6 +16,7 @@ class Scale:
     zips: int
     republished_zips: int
     alternative_files: int
+    alternative_repeats: int
     small_rows: int
     memory_rows: int
     growth_sizes: tuple[int, ...]
@@ -35,6 +36,7 @@ USUAL = Scale(
     zips=2_000,
     republished_zips=300,
     alternative_files=1,
+    alternative_repeats=2,
     small_rows=50_000,
     memory_rows=500_000,
     growth_sizes=(100_000, 1_000_000, 2_500_000),
@@ -53,6 +55,7 @@ FULL = Scale(
     zips=2_000,
     republished_zips=1_000,
     alternative_files=2,
+    alternative_repeats=3,
     small_rows=50_000,
     memory_rows=5_000_000,
     growth_sizes=(100_000, 1_000_000, 5_000_000, 10_000_000),
@@ -71,6 +74,7 @@ QUICK = Scale(
     zips=40,
     republished_zips=10,
     alternative_files=1,
+    alternative_repeats=1,
     small_rows=1_500,
     memory_rows=6_000,
     growth_sizes=(10_000, 20_000),

@@ -148,7 +148,7 @@ def published_again(bench: Bench, database: Database, result: Result) -> None:
 def alternatives(bench: Bench, database: Database, result: Result) -> None:
     """What people would use instead, on the same files, in turn."""
     drop = drops.some(drops.eight(bench.files, bench.scale), bench.scale.alternative_files)
-    for _ in range(bench.scale.repeats):
+    for _ in range(bench.scale.alternative_repeats):
         with database.fresh() as url, bench.daemon(url) as running:
             bench.note(result, "ingestd", running.take(drop))
         for other in instead.ALTERNATIVES:
@@ -254,7 +254,7 @@ def memory(bench: Bench, database: Database, result: Result) -> None:
     ):
         with database.fresh() as url, bench.daemon(url) as running:
             run = bench.note(result, name, running.take(drop))
-            bench.tell(f"  {run.peak_mib:.0f} MiB")
+            bench.tell(f"  {run.peak_mb:.0f} MB")
         result.notes.append(f"The {name} file: {_size(drop)}.")
 
 

@@ -24,7 +24,7 @@ TAKEN = Taken(at="2026-01-02 03:04 UTC", commit="abc", scale="full", machine="m"
 def runs(*seconds: float, rows: int = 1_000, files: int = 10, peak: float = 100) -> list[Run]:
     """Runs that took so long each."""
     return [
-        Run(seconds=each, rows=rows, files=files, bytes=1_000_000, cpu_seconds=0.01, peak_mib=peak)
+        Run(seconds=each, rows=rows, files=files, bytes=1_000_000, cpu_seconds=0.01, peak_mb=peak)
         for each in seconds
     ]
 
@@ -170,7 +170,7 @@ def test_the_page_tells_of_every_scenario() -> None:
     assert "not measured" not in told.split("## How")[0]
     for text in (
         "| 2 000 hourly ZIPs, SQLite | ≥ 150 files/s | 5 files/s | **not reached** |",
-        "| +25 MiB at 1 000 rows | **not reached** |",
+        "| +25 MB at 1 000 rows | **not reached** |",
         "| 10 000 000 | 1 000 | 1 000 | 1.00 | 10 | 10 |",
         "| validate | 7.0 | 0 |",
         "| all | 12.0 | 900 |",
@@ -284,7 +284,7 @@ def test_the_daemon_is_measured_until_its_files_are_away(
     assert (1, 10) == (run.files, run.rows)
     assert run.seconds > 0
     assert run.cpu_seconds is not None
-    assert (run.peak_mib or 0) > 10
+    assert (run.peak_mb or 0) > 10
     assert path.exists()
 
 
