@@ -263,16 +263,18 @@ def cpu_by_stage(bench: Bench, database: Database, result: Result) -> None:
     whole = drops.some(drops.eight(bench.files, bench.scale), 2)
     hours = drops.some(drops.zips(bench.files, bench.scale), bench.scale.stage_zips)
     for what, drop, count in (("row", whole, whole.rows), ("file", hours, hours.files)):
-        with database.fresh() as url:
-            seconds = stages.sample(bench.work, url, drop, bench.folder)
+        samples = bench.folder / "samples" / f"{database.name}-{what}.txt"
+        with database.fresh() as url, bench.daemon(url) as running:
+            seconds = stages.sample(running, drop, samples)
         for stage, spent in seconds.items():
             result.numbers[f"{what}: {stage}"] = spent / count * 1e6
     result.notes += [
         f"µs a row: {_size(whole)}. µs a file: {_size(hours)}.",
         (
-            f"`ingestd once` under py-spy, {stages.SAMPLES_A_SECOND} samples a second of what is "
-            "not idle; a sample belongs to the innermost module of ingestd in it, whatever library "
-            "it called, and to `commit` while the database commits."
+            f"Shares are those of {stages.SAMPLES_A_SECOND} samples a second by py-spy of what is "
+            "not idle, the sum is the kernel's account. A sample belongs to the innermost module "
+            "of ingestd in it, whatever library it called, and to `commit` while the database "
+            "commits."
         ),
     ]
 

@@ -3,59 +3,65 @@
 from __future__ import annotations
 
 import re
-import shutil
+import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.daemon import BenchmarkFailed, environment
+from bench.daemon import BenchmarkFailed, Daemon
 from bench.drops import Drop
 from bench.instead import tool
 
-SAMPLES_A_SECOND = 250
+SAMPLES_A_SECOND = 100
+STOP_SECONDS = 120
+# Blocking, it would stop the program for each sample, and measure a slower one.
+_OPTIONS = (
+    *("--nonblocking", "--subprocesses", "--format", "raw"),
+    *("--rate", str(SAMPLES_A_SECOND)),
+)
 _FRAME = re.compile(r"^(?P<function>.*) \((?P<file>[^()]*?)(?::\d+)?\)$")
 _OWN = re.compile(r"(?:^|/)ingestd/(?P<module>[a-z_/]+)\.py$")
-_ONCE = (sys.executable, "-m", "ingestd.cli", "once", "--archive")
 # Where a commit's own work is done; its caller would be all that is seen of it.
 _COMMITS = ("do_commit", "_do_commit")
 _IMPORTS = "_find_and_load"
-STARTING = "start and imports"
+STARTING = "libraries, imports"
 
 
-def sample(folder: Path, url: str, drop: Drop, tools: Path) -> Counter[str]:
-    """Run the real program over some files under py-spy; seconds of CPU by stage."""
-    spy = tool("py-spy", "py-spy>=0.4", tools)
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "inbox").mkdir(parents=True)
-    for path in drop.paths:
-        (folder / "inbox" / path.name).hardlink_to(path)
-    target = folder / "samples.txt"
-    options = ("--format", "raw", "--subprocesses", "--rate", str(SAMPLES_A_SECOND))
+def sample(running: Daemon, drop: Drop, target: Path) -> dict[str, float]:
+    """Let a daemon take some files under py-spy; seconds of CPU by stage.
+
+    The samples tell the shares, the kernel how much there was to share. They stay in `target`, for
+    whoever wants to look at them as a flame graph.
+    """
+    target.parent.mkdir(exist_ok=True)
+    target.unlink(missing_ok=True)
+    spy = tool("py-spy", "py-spy>=0.4", target.parent.parent)
+    command = [str(spy), "record", *_OPTIONS, "--output", str(target)]
+    command += ["--pid", str(running.process.pid)]
+    with target.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        done = subprocess.run(
-            [str(spy), "record", *options, "--output", str(target), "--", *_ONCE],
-            cwd=folder,
-            env=environment(folder, url, 1),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode or not target.exists():
-            raise BenchmarkFailed(f"py-spy: {done.stderr[-2_000:]}")
-        return by_stage(target.read_text(encoding="utf-8").splitlines())
+        run = running.take(drop)
+        process.send_signal(signal.SIGINT)
+        process.wait(STOP_SECONDS)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        process.kill()
+        process.wait()
+    if not target.exists() or run.cpu_seconds is None:
+        said = target.with_suffix(".log").read_text(encoding="utf-8")
+        raise BenchmarkFailed(f"py-spy: {said[-2_000:]}")
+    samples = by_stage(target.read_text(encoding="utf-8").splitlines())
+    return {stage: run.cpu_seconds * n / samples.total() for stage, n in samples.items()}
 
 
 def by_stage(lines: Iterable[str]) -> Counter[str]:
-    """Seconds by stage, of lines as py-spy writes them: `frame;frame;… samples`."""
-    seconds: Counter[str] = Counter()
+    """Samples by stage, of lines as py-spy writes them: `frame;frame;… samples`."""
+    samples: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rpartition(" ")
-        seconds[stage_of(stack.split(";"))] += int(count)
-    return Counter({stage: count / SAMPLES_A_SECOND for stage, count in seconds.items()})
+        samples[stage_of(stack.split(";"))] += int(count)
+    return samples
 
 
 def stage_of(stack: Iterable[str]) -> str:

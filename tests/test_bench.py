@@ -294,10 +294,10 @@ def test_stages_are_the_innermost_modules() -> None:
     ingest = f"{root};ingest_file (ingestd/pipeline/ingest.py:300)"
     load = f"{ingest};load_batch (ingestd/pipeline/load.py:9)"
     lines = (
-        f"{ingest};check (ingestd/pipeline/validate.py:9);loads (orjson.py:1) 500",
-        f"{load};see (ingestd/pipeline/sightings.py:9) 250",
-        f"{ingest};__exit__ (sqlalchemy/orm/session.py:9);do_commit (sqlalchemy/default.py:9) 125",
-        f"{root};_find_and_load (<frozen importlib._bootstrap>:1178);<module> (json.py:1) 25",
+        f"{ingest};check (ingestd/pipeline/validate.py:9);loads (orjson.py:1) 200",
+        f"{load};see (ingestd/pipeline/sightings.py:9) 100",
+        f"{ingest};__exit__ (sqlalchemy/orm/session.py:9);do_commit (sqlalchemy/default.py:9) 50",
+        f"{root};_find_and_load (<frozen importlib._bootstrap>:1178);<module> (json.py:1) 10",
     )
-    expected = {"validate": 2.0, "sightings": 1.0, "commit": 0.5, stages.STARTING: 0.1}
+    expected = {"validate": 200, "sightings": 100, "commit": 50, stages.STARTING: 10}
     assert expected == dict(stages.by_stage(lines))
