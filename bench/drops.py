@@ -55,16 +55,17 @@ def large(folder: Path, scale: Scale) -> Drop:
 
 def zips(folder: Path, scale: Scale) -> Drop:
     """Hourly files of 150 rows in the mean, each in a ZIP."""
-    # Besides the 12 hours there are lists the evening before, and decryptions after the end.
+    # Besides the 12 hours there are short files of the evening before and after the end, so the
+    # hours have more than the mean.
     constituencies = -(-scale.zips // 12)
-    plan = _hourly(constituencies, rows=150 * 12, seed=2_000, packing="zip")
+    plan = _hourly(constituencies, rows=185 * 12, seed=2_000, packing="zip")
     return _first(_made(folder, plan), scale.zips)
 
 
 def trickle(folder: Path, scale: Scale) -> Drop:
     """Hourly CSVs of 65 rows in the mean, as in a national election."""
     constituencies = -(-scale.latency_files // 12)
-    plan = _hourly(constituencies, rows=65 * 12, seed=100, packing="csv")
+    plan = _hourly(constituencies, rows=78 * 12, seed=100, packing="csv")
     return _first(_made(folder, plan), scale.latency_files)
 
 

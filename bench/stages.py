@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.daemon import BenchmarkFailed, Daemon
@@ -20,12 +20,14 @@ _OPTIONS = (
     *("--nonblocking", "--subprocesses", "--format", "raw"),
     *("--rate", str(SAMPLES_A_SECOND)),
 )
-_FRAME = re.compile(r"^(?P<function>.*) \((?P<file>[^()]*?)(?::\d+)?\)$")
-_OWN = re.compile(r"(?:^|/)ingestd/(?P<module>[a-z_/]+)\.py$")
+# A frame is `Class.function (file.py:line)`: what is not its function's name.
+_FUNCTION = re.compile(r"^(?:[^ ]*\.)?(?=[^ .]+ \()| \(.*$")
+_OWN = re.compile(r"[(/]ingestd/(?P<module>[a-z_/]+)\.py")
 # Where a commit's own work is done; its caller would be all that is seen of it.
-_COMMITS = ("do_commit", "_do_commit")
-_IMPORTS = "_find_and_load"
-STARTING = "libraries, imports"
+_COMMITS = ("do_commit",)
+# What waits is not always seen to be idle where cores are few.
+_WAITS = ("_happened", "_check_inotify_fd", "wait", "get", "select", "poll")
+ELSEWHERE = "libraries"
 
 
 def sample(running: Daemon, drop: Drop, target: Path) -> dict[str, float]:
@@ -60,22 +62,24 @@ def by_stage(lines: Iterable[str]) -> Counter[str]:
     samples: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rpartition(" ")
-        samples[stage_of(stack.split(";"))] += int(count)
+        stage = stage_of(stack.split(";"))
+        if stage is not None:
+            samples[stage] += int(count)
     return samples
 
 
-def stage_of(stack: Iterable[str]) -> str:
-    """The innermost module of ingestd that a sample was in; commits by themselves."""
-    stage = STARTING
+def stage_of(stack: Sequence[str]) -> str | None:
+    """The innermost module of ingestd that a sample was in; commits by themselves, None for waits.
+
+    Every statement on PostgreSQL goes through `db`: it belongs to the stage that asked.
+    """
+    stage = ELSEWHERE
+    if _FUNCTION.sub("", stack[-1]) in _WAITS:
+        return None
     for frame in stack:
-        found = _FRAME.match(frame)
-        if found is None:
-            continue
-        if found["function"] == _IMPORTS:
-            return STARTING
-        if found["function"] in _COMMITS:
+        if _FUNCTION.sub("", frame) in _COMMITS:
             return "commit"
-        own = _OWN.search(found["file"])
-        if own is not None:
+        own = _OWN.search(frame)
+        if own is not None and (own["module"] != "db" or stage == ELSEWHERE):
             stage = own["module"].removeprefix("pipeline/").split("/")[0]
     return stage

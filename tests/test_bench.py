@@ -289,15 +289,17 @@ def test_the_daemon_is_measured_until_its_files_are_away(
 
 
 def test_stages_are_the_innermost_modules() -> None:
-    """Whatever library was called; a commit is one by itself, imports another."""
-    root = "<module> (ingestd/cli/__main__.py:5);once (ingestd/daemon.py:9)"
-    ingest = f"{root};ingest_file (ingestd/pipeline/ingest.py:300)"
+    """Whatever library was called; a commit is one by itself, and waiting costs nothing."""
+    root = "<module> (ingestd/cli/__main__.py:5);Daemon.turn (ingestd/daemon.py:9)"
+    ingest = f"{root};Ingest.ingest_file (ingestd/pipeline/ingest.py:300)"
     load = f"{ingest};load_batch (ingestd/pipeline/load.py:9)"
     lines = (
         f"{ingest};check (ingestd/pipeline/validate.py:9);loads (orjson.py:1) 200",
         f"{load};see (ingestd/pipeline/sightings.py:9) 100",
-        f"{ingest};__exit__ (sqlalchemy/orm/session.py:9);do_commit (sqlalchemy/default.py:9) 50",
-        f"{root};_find_and_load (<frozen importlib._bootstrap>:1178);<module> (json.py:1) 10",
+        f"{load};wait (ingestd/db.py:9);_split (psycopg/_queries.py:1) 60",
+        f"{load};wait (ingestd/db.py:9);_happened (ingestd/db.py:9) 999",
+        f"{ingest};DefaultDialect.do_commit (sqlalchemy/default.py:9);fetch (psycopg.py:1) 50",
+        "InotifyFD.run (watchdog/observers/inotify_c.py:407) 10",
     )
-    expected = {"validate": 200, "sightings": 100, "commit": 50, stages.STARTING: 10}
+    expected = {"validate": 200, "sightings": 100, "load": 60, "commit": 50, stages.ELSEWHERE: 10}
     assert expected == dict(stages.by_stage(lines))
