@@ -63,7 +63,6 @@ class SQLite:
     def settle(self, url: str) -> None:
         """Bring everything into the one file, so that it can be copied."""
         with closing(sqlite3.connect(file_of(url))) as connection:
-            connection.execute("ANALYZE")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
