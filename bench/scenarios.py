@@ -156,9 +156,10 @@ def alternatives(bench: Bench, database: Database, result: Result) -> None:
                 _run_alternative(bench, database, result, other, drop)
         if run_by_node := instead.read_by_node(drop):
             bench.note(result, instead.NODE, run_by_node)
-    result.notes.append(
-        f"{_size(drop)}; one process each. The time to start and to import is left out everywhere."
-    )
+    result.notes += [
+        f"{_size(drop)}; one process each. The time to start and to import is left out.",
+        f"With {instead.versions(result.series, bench.folder)}.",
+    ]
 
 
 def _run_alternative(
