@@ -13,11 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Engine
@@ -27,6 +28,7 @@ from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
 from ingestd.models import FileProcessing
 from ingestd.pipeline import archive, ledger, obstacles, trial
+from ingestd.pipeline.ahead import FILES_AHEAD
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.found import Found, label_of
@@ -43,6 +45,8 @@ from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T")
 
 _STAMPS_ASKED_AT_ONCE = 1_000
 # Taking goes on for this many times as long as the look before it took, at least.
@@ -194,6 +198,8 @@ def once(
             total, done = sum(sizes.values()), 0
             patience = _OncePatience(settings.database.busy_timeout_seconds, stop.is_set)
             for number, found in enumerate(files):
+                if number % FILES_AHEAD == 0 and not stop.is_set() and not patience.is_over:
+                    _look_ahead(ingest, files[number : number + FILES_AHEAD], patience)
                 if stop.is_set():
                     summary.waiting.append(f"{found.label}: stopped before it was taken")
                     continue
@@ -210,6 +216,7 @@ def once(
             if on_progress:
                 on_progress(Progress("", len(files), len(files), done, total))
             summary.bytes = done
+            ingest.forget_ahead()
         finally:
             engine.dispose()
         summary.stopped_by = stop.signal if summary.waiting else None
@@ -244,11 +251,11 @@ class _OncePatience:
         self._should_stop = should_stop
         self._pause = Pause()
 
-    def take(self, ingest: Ingest, found: Found) -> list[FileProcessing]:
-        """Take a file, again after each pause."""
+    def with_(self, action: Callable[[], _T]) -> _T:
+        """Do what needs the database, again after each pause."""
         while True:
             try:
-                jobs = ingest.take(found)
+                done = action()
             except StorageFault as fault:
                 self.is_over = self._left <= 0
                 if self.is_over or self._should_stop():
@@ -258,7 +265,14 @@ class _OncePatience:
                 rest(seconds, self._should_stop)
             else:
                 self._pause.over()
-                return jobs
+                return done
+
+
+def _look_ahead(ingest: Ingest, run: Sequence[Found], patience: _OncePatience) -> None:
+    closed_ones = [found for found in run if writers_of(found.path) is not Writers.SOME]
+    # What is in the way is said of each file when it is taken.
+    with suppress(StorageFault):
+        patience.with_(lambda: ingest.look_ahead(closed_ones))
 
 
 def _take_once(ingest: Ingest, found: Found, summary: Summary, patience: _OncePatience) -> None:
@@ -266,7 +280,7 @@ def _take_once(ingest: Ingest, found: Found, summary: Summary, patience: _OncePa
         summary.waiting.append(f"{found.label}: a process is still writing it")
         return
     try:
-        jobs = patience.take(ingest, found)
+        jobs = patience.with_(lambda: ingest.take(found))
     except StopRequested:
         summary.waiting.append(f"{found.label}: stopped in it; the next run goes on there")
         return
@@ -488,16 +502,21 @@ class Daemon:
         ready = self.settling.complete(root, files, hints, now, claims)
         self.unmarked.note(self.settling.unmarked, now)
         taken = self.has_more = False
-        for complete in ready:
-            if self.ingest.should_stop():
-                return taken
-            if time.monotonic() - now >= longest:
-                self.has_more = True
+        for start in range(0, len(ready), FILES_AHEAD):
+            run = [closed(complete) for complete in ready[start : start + FILES_AHEAD]]
+            self.ingest.look_ahead([found for found in run if found])
+            for found in run:
+                if self.ingest.should_stop():
+                    return taken
+                if time.monotonic() - now >= longest:
+                    self.has_more = True
+                    break
+                if found:
+                    taken |= self._take(found)
+                    self.wal.look()
+            if self.has_more:
                 break
-            found = closed(complete)
-            if found:
-                taken |= self._take(found)
-                self.wal.look()
+        self.ingest.forget_ahead()
         self.ingest.note_missing(root)
         if self.ingest.terms.is_archiving:
             for marker in self.leftovers.due(self.manifests, look.markers, here, now):

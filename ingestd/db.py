@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import sqlite3
 import time
@@ -15,8 +16,9 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from ingestd.errors import StorageFault
 
@@ -217,6 +219,8 @@ _NOTICED = {
     "tcp_user_timeout": 60_000,  # milliseconds
 }
 _READ_ONLY = "25006"
+_IDLE_SINCE = "ingestd_idle_since"
+_TRUSTED_SECONDS = 0.5
 _LOOK_MS = 100
 
 
@@ -224,7 +228,6 @@ def _postgresql(url: URL, busy_timeout_seconds: float, patience: Patience | None
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         json_serializer=dump_json,
-        pool_pre_ping=True,
         connect_args={name: value for name, value in _NOTICED.items() if name not in url.query},
     )
 
@@ -233,6 +236,7 @@ def _postgresql(url: URL, busy_timeout_seconds: float, patience: Patience | None
         if _is_read_only(context.original_exception):
             context.is_disconnect = True
 
+    _ask_idle_ones(engine)
     if patience is not None:
         _answer_or_leave(engine, patience)
         _limit_sessions(engine, busy_timeout_seconds, patience.answer_seconds)
@@ -265,6 +269,24 @@ def driver_at_work(connection: Connection) -> Iterator[Any]:
             None, None, error, raised, connection_invalidated=is_lost, dialect=connection.dialect
         )
         raise told from error
+
+
+def _ask_idle_ones(engine: Engine) -> None:
+    """Ask a connection that lay idle whether it still lives; one used a moment ago will tell."""
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[_IDLE_SINCE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def on_checkout(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if time.monotonic() - record.info.get(_IDLE_SINCE, math.inf) < _TRUSTED_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # The pool then opens another.
+            raise DisconnectionError(str(error)) from error
 
 
 def _limit_sessions(engine: Engine, lock_seconds: float, answer_seconds: float) -> None:

@@ -114,7 +114,8 @@ def evaluate(
         settle("transaction_rewritten", _rewritten(session, constituency_id))
         settle("history_withdrawn", _withdrawn(session, constituency_id))
         settle("slot_republished", _republished(session, constituency_id))
-    _unknown_operations(session, constituency_id, now, has_history=has_history)
+    if rolled_up.has_operations:
+        _unknown_operations(session, constituency_id, now, has_history=has_history)
 
 
 class _Settlement:

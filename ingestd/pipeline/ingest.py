@@ -31,12 +31,14 @@ from ingestd.errors import (
     LostClaim,
     ManifestNotMet,
     StopRequested,
+    StorageFault,
 )
 from ingestd.job_state import PUT_AWAY, QUEUED, JobState
 from ingestd.log import escape
 from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
+from ingestd.pipeline.ahead import Ahead, look_ahead
 from ingestd.pipeline.evidence import Measured, contradiction
 from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.leave import Leaving
@@ -118,6 +120,41 @@ class Ingest:
     on_step: Callable[[Step], None] = lambda _step: None
     # Files (path, stamp) that broke before they had a job: how often, and when to try again.
     _unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
+    _ahead: dict[Path, Ahead] = field(default_factory=dict)
+
+    def look_ahead(self, run: Sequence[Found]) -> None:
+        """Write down the jobs of the plain files among the next ones, all in one commit.
+
+        Whatever is in the way of that is met, and said, when each of them is taken.
+
+        Raises:
+            StorageFault: the database did not answer; nothing is lost.
+        """
+        self.forget_ahead()
+        if len(run) <= 1:  # it saves nothing
+            return
+        try:
+            with database_at_work():
+                plain = look_ahead(
+                    run,
+                    sessions=self.sessions,
+                    limits=self.terms.read,
+                    archive_to=self.terms.archive if self.terms.is_archiving else None,
+                    now=self.clock(),
+                    on_step=self.on_step,
+                )
+        except StorageFault:
+            raise
+        except Exception as error:  # noqa: BLE001 - a file that cannot be read is one of many
+            if not is_foreseen(error):
+                log.warning("not_looked_ahead", files=len(run), error=_in_words(error))
+            return
+        self._ahead = {ahead.found.path: ahead for ahead in plain}
+
+    def forget_ahead(self) -> None:
+        """Let go of what was looked at and not taken; it is in the ledger."""
+        while self._ahead:
+            self._ahead.popitem()[1].source.close()
 
     def take(self, found: Found) -> list[FileProcessing]:
         """Take one file all the way; returns its jobs as they now stand.
@@ -140,9 +177,9 @@ class Ingest:
             return []
 
     def _take(self, found: Found) -> list[FileProcessing]:
-        source = open_source(found.path, self.terms.read)
+        source, recorded = self._open(found)
         try:
-            members = self._record_at_last(found, source)
+            members = recorded or self._record_at_last(found, source)
             jobs = []
             for csv, job in members:
                 self._heed_stop()
@@ -150,6 +187,15 @@ class Ingest:
         finally:
             source.close()
         return self._put_away(found, source, jobs)
+
+    def _open(self, found: Found) -> tuple[Source, list[tuple[Csv | None, FileProcessing]]]:
+        """Open a file; with its job, where it was looked at ahead and is as it was."""
+        ahead = self._ahead.pop(found.path, None)
+        if ahead is not None and ahead.job is not None:
+            if ahead.found == found and _is_still(ahead.source):
+                return ahead.source, [(ahead.csv, ahead.job)]
+            ahead.source.close()
+        return open_source(found.path, self.terms.read), []
 
     def _heed_stop(self) -> None:
         if self.should_stop():
@@ -346,7 +392,9 @@ class Ingest:
                     raise StopRequested
                 self.on_step(Step.READ)
                 with self.sessions.begin() as session:
-                    stored = self._store(session, job.id, file, batch, attempt)
+                    hold_constituency(session, file.constituency_id, job if is_last else None)
+                    stored = ledger.hold(session, job)
+                    self._store(session, stored, file, batch, attempt, is_last=is_last)
                     if not is_last:
                         _refuse_misnamed(stored, ledger.twins_of(session, stored))
                     if is_last:
@@ -356,6 +404,7 @@ class Ingest:
                         self._refuse_too_many_rejects(attempt.books)
                         seconds = (self.clock() - started).total_seconds()
                         self._finish(session, stored, attempt, rows.encoding, seconds)
+                job = stored
                 self.on_step(Step.STORED)
                 self.on_progress(job.path, rows.bytes_read, job.size)
         log.info(
@@ -365,7 +414,7 @@ class Ingest:
             **{name: number for name, number in asdict(attempt.books).items() if number},
             seconds=round((self.clock() - started).total_seconds(), 3),
         )
-        return stored
+        return job
 
     @staticmethod
     def _refuse_nameless(job: FileProcessing) -> None:
@@ -379,16 +428,16 @@ class Ingest:
     def _store(
         self,
         session: Session,
-        job_id: uuid.UUID,
+        job: FileProcessing,
         file: FileRef,
         batch: list[Outcome],
         attempt: Attempt,
-    ) -> FileProcessing:
+        *,
+        is_last: bool,
+    ) -> None:
         """Put one batch, its rejects and the checkpoint behind it into the session's commit."""
         now = self.clock()
         lease = timedelta(seconds=self.terms.lease_seconds)
-        hold_constituency(session, file.constituency_id)
-        job = session.get_one(FileProcessing, job_id)
         ledger.claim(session, job, owner=self.owner, books=attempt.books, now=now, lease=lease)
         self.on_step(Step.CLAIMED)
         records = [outcome for outcome in batch if isinstance(outcome, Record)]
@@ -414,15 +463,15 @@ class Ingest:
         if batch:
             checkpoint = (batch[-1].end, batch[-1].line)
         ledger.advance(
-            session,
             job,
             books=books,
             checkpoint=checkpoint,
             touched=attempt.touched.as_json(),
             lease_until=now + lease,
         )
+        if not is_last:
+            ledger.save(session, job)
         self.on_step(Step.ADVANCED)
-        return job
 
     @staticmethod
     def _refuse_changed(source: Source, rows: RowReader, job: FileProcessing) -> None:
@@ -473,9 +522,8 @@ class Ingest:
         """Close the job: publications, hours, totals and alerts in the commit of its last batch."""
         now = self.clock()
         books, touched = attempt.books, attempt.touched
-        _hold_bytes(session, job.sha256)
-        twins = ledger.twins_of(session, job)
-        _refuse_misnamed(job, twins)
+        neighbours = ledger.neighbours_of(session, job)
+        _refuse_misnamed(job, neighbours.twins)
         ledger.complete(
             session,
             job,
@@ -485,16 +533,20 @@ class Ingest:
             goes_to=attempt.goes_to,
         )
         self.on_step(Step.COMPLETED)
-        publications = ledger.publications_of(session, job)
+        is_alone = neighbours.has_slot_alone
+        publications = [job] if is_alone else ledger.publications_of(session, job)
         if len(publications) > 1:
             self._supersede(session, publications, touched)
-        self._replace_slotless(session, job, twins, touched)
+        self._replace_slotless(session, job, neighbours.twins, touched)
         self.on_step(Step.SUPERSEDED)
         file = FileRef.of(job)
         if file.slot and not file.is_cumulative:
             touched.slots.add(file.slot)
         has_history = bool(books.known or books.rollbacks) or len(publications) > 1
-        self._roll_up(session, file.constituency_id, touched, has_history=has_history)
+        only_new = file if is_alone and not has_history and not neighbours.twins else None
+        self._roll_up(
+            session, file.constituency_id, touched, has_history=has_history, only_new=only_new
+        )
         if job.attempt_counts is not None:  # it was refused once
             alerts.note_refused_file(session, job, now)
 
@@ -523,8 +575,9 @@ class Ingest:
         touched: Touched,
         *,
         has_history: bool,
+        only_new: FileRef | None = None,
     ) -> None:
-        rolled_up = stats.roll_up(session, constituency_id, touched)
+        rolled_up = stats.roll_up(session, constituency_id, touched, only_new=only_new)
         self.on_step(Step.COUNTED)
         alerts.evaluate(
             session,
@@ -713,18 +766,27 @@ def most_rejects(terms: Terms, rows: int) -> int:
     return max(terms.max_reject_rows, int(rows * terms.max_reject_ratio))
 
 
-def hold_constituency(session: Session, constituency_id: uuid.UUID) -> None:
-    """One constituency is loaded by one worker at a time; SQLite has one writer anyhow."""
-    if is_postgresql(session):
-        key = int.from_bytes(constituency_id.bytes[:8], "big", signed=True)
-        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+_HOLD = text("SELECT pg_advisory_xact_lock(:key)")
+# In this order everywhere.
+_HOLD_BOTH = text("SELECT pg_advisory_xact_lock(:key), pg_advisory_xact_lock(:bytes)")
 
 
-def _hold_bytes(session: Session, sha256: str) -> None:
-    """Of two files with the same bytes one is completed at a time."""
-    if is_postgresql(session):
-        key = int.from_bytes(bytes.fromhex(sha256)[:8], "big", signed=True)
-        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+def hold_constituency(
+    session: Session, constituency_id: uuid.UUID, completed: FileProcessing | None = None
+) -> None:
+    """One constituency is loaded by one worker at a time; SQLite has one writer anyhow.
+
+    Of two files with the same bytes, too, one is `completed` at a time.
+    """
+    if not is_postgresql(session):
+        return
+    key = int.from_bytes(constituency_id.bytes[:8], "big", signed=True)
+    if completed is None:
+        session.execute(_HOLD, {"key": key})
+    else:
+        sha256 = bytes.fromhex(completed.sha256)
+        of_bytes = int.from_bytes(sha256[:8], "big", signed=True)
+        session.execute(_HOLD_BOTH, {"key": key, "bytes": of_bytes})
 
 
 def _refuse_replaced(found: Found, source: Source) -> None:

@@ -11,16 +11,19 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnDefault, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnDefault, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session, make_transient_to_detached
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.attributes import instance_dict, set_committed_value
 
+from ingestd.db import AnyRow
 from ingestd.errors import FileRefused, LostClaim
 from ingestd.job_state import DELIVERED, QUEUED, JobState, may_move
 from ingestd.models import FileProcessing, Reject, table_of
@@ -148,8 +151,7 @@ def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessin
         if nameless.status in (JobState.VANISHED, JobState.QUARANTINED):
             move(session, nameless, JobState.PENDING, attempts=0, discovered_at=now)
         return nameless
-    slot_text = delivery.slot.text if delivery.slot else None
-    key = job_id(delivery.contract_id, slot_text, delivery.sha256)
+    key = _key_of(delivery)
     job = session.scalars(_JOB, {"id": key}, execution_options=_AS_IT_IS).one_or_none()
     original = job if job and job.status in DELIVERED else _same_bytes(session, delivery)
     if original is not None:
@@ -212,23 +214,60 @@ class Twin(NamedTuple):
     status: str
 
 
-_TWINS = (
-    select(*(getattr(FileProcessing, name) for name in Twin._fields))
-    .where(
-        FileProcessing.sha256 == bindparam("sha256"),
-        FileProcessing.status.in_(DELIVERED),
-        FileProcessing.id != bindparam("id"),
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Other jobs that a job must not be completed without a look at."""
+
+    twins: list[Twin]
+    # Whether its slot has other jobs, of any publication, delivered or not.
+    has_slot_alone: bool
+
+
+_NEIGHBOURS = (
+    select(
+        *(_jobs.c[name] for name in Twin._fields),
+        _jobs.c.sha256,
+        _jobs.c.constituency_id,
     )
-    .order_by(FileProcessing.id)
+    .where(
+        or_(
+            _jobs.c.sha256 == bindparam("sha256"),
+            and_(
+                _jobs.c.constituency_id == bindparam("constituency"),
+                _jobs.c.slot == bindparam("slot"),
+            ),
+        ),
+        _jobs.c.id != bindparam("key"),
+        _jobs.c.duplicate_of_id.is_(None),
+    )
+    .order_by(_jobs.c.id)
 )
+
+
+def neighbours_of(session: Session, job: FileProcessing) -> Neighbours:
+    """Find the other delivered jobs with the bytes of this one, and look around in its slot."""
+    whose = {
+        "key": job.id,
+        # Empty hours are no twins.
+        "sha256": job.sha256 if job.size else "",
+        "constituency": job.constituency_id,
+        "slot": job.slot,
+    }
+    rows = session.execute(_NEIGHBOURS, whose).all()
+    place = (job.constituency_id, job.slot)
+    return Neighbours(
+        [
+            Twin(*row[: len(Twin._fields)])
+            for row in rows
+            if row.sha256 == whose["sha256"] and row.status in DELIVERED
+        ],
+        job.slot is not None and not any((row.constituency_id, row.slot) == place for row in rows),
+    )
 
 
 def twins_of(session: Session, job: FileProcessing) -> list[Twin]:
     """Find the other delivered jobs with the bytes of this one; empty hours are no twins."""
-    if job.size == 0:
-        return []
-    found = session.execute(_TWINS, {"sha256": job.sha256, "id": job.id})
-    return [Twin(*row) for row in found]
+    return neighbours_of(session, job).twins if job.size else []
 
 
 def container_is_known(session: Session, container_sha256: str) -> list[FileProcessing]:
@@ -242,6 +281,131 @@ def container_is_known(session: Session, container_sha256: str) -> list[FileProc
         )
     )
     return jobs if all(job.status in DELIVERED for job in jobs) else []
+
+
+class Member(NamedTuple):
+    """The only CSV of a container, delivered."""
+
+    container_sha256: str | None
+    member: str | None
+    name: str
+    contract_id: str | None
+    slot: str | None
+    sha256: str
+    size: int
+
+
+def only_members(session: Session, containers: Iterable[str]) -> dict[str, Member]:
+    """Give the CSV of each of these containers that holds a single one, which was delivered."""
+    columns = [getattr(FileProcessing, name) for name in Member._fields]
+    rows = session.execute(
+        select(*columns, FileProcessing.status).where(
+            FileProcessing.container_sha256.in_(containers),
+            FileProcessing.duplicate_of_id.is_(None),
+        )
+    ).all()
+    number = Counter(row.container_sha256 for row in rows)
+    return {
+        row.container_sha256: Member(*row[:-1])
+        for row in rows
+        if number[row.container_sha256] == 1 and row.status in DELIVERED
+    }
+
+
+def seen_or_queued(
+    session: Session, files: Collection[tuple[str, str, str]]
+) -> set[tuple[str, str, str]]:
+    """Tell which files (root, path, stamp) have a job as they lie there, or one in the queue."""
+    c = _jobs.c
+    rows = session.execute(
+        select(c.root, c.path, c.stamp, c.status).where(c.path.in_({file[1] for file in files}))
+    ).all()
+    seen = {(row.root, row.path, row.stamp) for row in rows}
+    queued = {(row.root, row.path) for row in rows if row.status in QUEUED}
+    return {file for file in files if file in seen or file[:2] in queued}
+
+
+_FACTS = ("id", "root", "path", "member", "stamp", "status", "archived_to", "constituency_id")
+
+
+def record_plain(
+    session: Session,
+    deliveries: Sequence[Delivery],
+    goes_to: Sequence[str | None],
+    now: datetime,
+) -> list[FileProcessing | None]:
+    """Write down many deliveries, each with contract and slot, as `record` would one by one.
+
+    None for those whose history asks for that; of one slot there must be a single one. A
+    duplicate says at once where it `goes_to`.
+    """
+    keys = [_key_of(delivery) for delivery in deliveries]
+    own_keys = [_own_id(delivery) for delivery in deliveries]
+    c = _jobs.c
+    facts = [c[name] for name in _FACTS]
+    by_id = {
+        row.id: row for row in session.execute(select(*facts).where(c.id.in_({*keys, *own_keys})))
+    }
+    latest = _latest_publications(session, deliveries)
+    jobs: list[FileProcessing | None] = []
+    new: list[dict[str, Any]] = []
+    for delivery, key, own_key, target in zip(deliveries, keys, own_keys, goes_to, strict=True):
+        original = by_id.get(key)
+        if own_key in by_id or (original is not None and not _is_elsewhere(original, delivery)):
+            jobs.append(None)
+            continue
+        values = _values_of(delivery, now, key)
+        slot = (delivery.constituency_id, _slot_text(delivery))
+        values["publication"] = latest.get(slot, 0) + 1
+        if original is not None:
+            values |= {
+                "id": own_key,
+                "status": str(JobState.DUPLICATE),
+                "duplicate_of_id": original.id,
+                "constituency_id": original.constituency_id,
+                "finished_at": now,
+                "archived_to": target,
+            }
+        new.append(values)
+        jobs.append(_as_row(values))
+    if new:
+        # In one order for all processes, or two of them would wait for each other.
+        new.sort(key=itemgetter("id"))
+        session.connection().execute(_NEW_JOB, new)
+    return jobs
+
+
+def _is_elsewhere(original: AnyRow, delivery: Delivery) -> bool:
+    """Say whether the same bytes were delivered before, and are not the very file again."""
+    if original.status not in DELIVERED:
+        return False
+    place = (original.root, original.path, original.member)
+    if place != (delivery.root, delivery.path, delivery.member):
+        return True
+    return original.archived_to is not None and original.stamp != delivery.stamp
+
+
+def _latest_publications(
+    session: Session, deliveries: Iterable[Delivery]
+) -> dict[tuple[uuid.UUID | None, str | None], int]:
+    rows = session.execute(
+        select(_jobs.c.constituency_id, _jobs.c.slot, func.max(_jobs.c.publication))
+        .where(
+            _jobs.c.constituency_id.in_({delivery.constituency_id for delivery in deliveries}),
+            _jobs.c.slot.in_({_slot_text(delivery) for delivery in deliveries}),
+            _jobs.c.duplicate_of_id.is_(None),
+        )
+        .group_by(_jobs.c.constituency_id, _jobs.c.slot)
+    )
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+def _slot_text(delivery: Delivery) -> str | None:
+    return delivery.slot.text if delivery.slot else None
+
+
+def _key_of(delivery: Delivery) -> uuid.UUID:
+    return job_id(delivery.contract_id or "", _slot_text(delivery), delivery.sha256)
 
 
 def _record_duplicate(
@@ -274,7 +438,17 @@ _AT_FIRST = {column.name: None for column in _jobs.c if column.nullable} | {
 
 
 def _new_job(session: Session, delivery: Delivery, now: datetime, key: uuid.UUID) -> FileProcessing:
-    values: dict[str, Any] = {
+    values = _values_of(delivery, now, key)
+    values["publication"] = _next_publication(session, _as_row(values))
+    # Not by the session: its unit of work costs more than the row.
+    session.connection().execute(_NEW_JOB, values)
+    job = _as_row(values)
+    session.add(job)
+    return job
+
+
+def _values_of(delivery: Delivery, now: datetime, key: uuid.UUID) -> dict[str, Any]:
+    return {
         **_AT_FIRST,
         **_whereabouts(delivery),
         "id": key,
@@ -283,19 +457,12 @@ def _new_job(session: Session, delivery: Delivery, now: datetime, key: uuid.UUID
         "size": delivery.size,
         "contract_id": delivery.contract_id,
         "constituency_id": delivery.constituency_id,
-        "slot": delivery.slot.text if delivery.slot else None,
+        "slot": _slot_text(delivery),
         # Without a slot nobody knows what the file covers: never add it up.
         "is_cumulative": delivery.slot is None or delivery.slot.is_cumulative,
         "discovered_at": now,
         "touched": {},
     }
-    job = FileProcessing(**values)
-    job.publication = values["publication"] = _next_publication(session, job)
-    # Not by the session: its unit of work costs more than the row.
-    session.connection().execute(_NEW_JOB, values)
-    make_transient_to_detached(job)
-    session.add(job)
-    return job
 
 
 def _whereabouts(delivery: Delivery) -> dict[str, Any]:
@@ -337,6 +504,12 @@ def _next_publication(session: Session, job: FileProcessing) -> int:
 
 
 _MOVE = update(_jobs).where(_jobs.c.id == bindparam("key"), _jobs.c.status == bindparam("old"))
+_CLAIM = update(_jobs).where(
+    _jobs.c.id == bindparam("key"),
+    _jobs.c.status == str(JobState.PENDING),
+    _jobs.c.checkpoint_line == bindparam("at_line"),
+    _jobs.c.rows_read == bindparam("at_read"),
+)
 _ADVANCE = update(_jobs).where(
     _jobs.c.id == bindparam("key"),
     _jobs.c.status == str(JobState.PROCESSING),
@@ -368,6 +541,24 @@ def _now_holds(job: FileProcessing, **values: Any) -> None:
         set_committed_value(job, name, value)
 
 
+def hold(session: Session, job: FileProcessing) -> FileProcessing:
+    """Take a job into a session as it was when it was last seen; what it is now `claim` learns.
+
+    A copy: a commit that fails must leave the other as it was.
+    """
+    held = _as_row({name: getattr(job, name) for name in vars(job) if name in _jobs.c})
+    session.add(held)
+    return held
+
+
+def _as_row(values: Mapping[str, Any]) -> FileProcessing:
+    """Make an object that says what a row says, as if it had been read."""
+    job = FileProcessing()
+    instance_dict(job).update(values)
+    make_transient_to_detached(job)
+    return job
+
+
 def claim(
     session: Session,
     job: FileProcessing,
@@ -392,13 +583,22 @@ def claim(
             message = f"job {job.id} belongs to {job.owner} until {job.lease_until}"
             raise LostClaim(message)
         return
-    started = job.started_at or now
-    held = {"owner": owner, "lease_until": now + lease, "started_at": started}
-    move(session, job, JobState.PROCESSING, **held)
+    # Whoever had it since it was last seen has moved its checkpoint.
+    seen = {"at_line": job.checkpoint_line, "at_read": job.rows_read}
+    held = {
+        "status": JobState.PROCESSING,
+        "owner": owner,
+        "lease_until": now + lease,
+        "started_at": job.started_at or now,
+    }
+    result = session.connection().execute(_CLAIM, held | seen | {"key": job.id})
+    if result.rowcount != 1:
+        message = f"job {job.id} was taken by somebody else"
+        raise LostClaim(message)
+    _now_holds(job, **held)
 
 
 def advance(
-    session: Session,
     job: FileProcessing,
     *,
     books: Books,
@@ -406,19 +606,40 @@ def advance(
     touched: dict[str, Any],
     lease_until: datetime,
 ) -> None:
-    """Write the books and the checkpoint (byte, line) of a batch that is in this commit."""
-    progress: dict[str, Any] = {
+    """Note the books and the checkpoint (byte, line) of a batch, for `save` or `complete`."""
+    _now_holds(
+        job,
         **books.as_columns(),
-        "checkpoint_byte": checkpoint[0],
-        "checkpoint_line": checkpoint[1],
-        "touched": touched,
-        "lease_until": lease_until,
+        checkpoint_byte=checkpoint[0],
+        checkpoint_line=checkpoint[1],
+        touched=touched,
+        lease_until=lease_until,
+    )
+
+
+def save(session: Session, job: FileProcessing) -> None:
+    """Write how far a job has come, in the commit of its batch.
+
+    Raises:
+        LostClaim: it is no longer ours.
+    """
+    _change_ours(session, job, _progress_of(job) | {"lease_until": job.lease_until})
+
+
+def _progress_of(job: FileProcessing) -> dict[str, Any]:
+    return {
+        **Books.of(job).as_columns(),
+        "checkpoint_byte": job.checkpoint_byte,
+        "checkpoint_line": job.checkpoint_line,
+        "touched": job.touched,
     }
-    result = session.connection().execute(_ADVANCE, progress | {"key": job.id, "whose": job.owner})
+
+
+def _change_ours(session: Session, job: FileProcessing, values: dict[str, Any]) -> None:
+    result = session.connection().execute(_ADVANCE, values | {"key": job.id, "whose": job.owner})
     if result.rowcount != 1:
         message = f"job {job.id} is no longer ours"
         raise LostClaim(message)
-    _now_holds(job, **progress)
 
 
 def add_rejects(session: Session, job: FileProcessing, rejects: Sequence[validate.Reject]) -> None:
@@ -461,6 +682,7 @@ def complete(
     """Close the books of a job whose last batch is in this commit, and say where its file goes."""
     rows_a_second = job.rows_read / seconds if seconds > 0 else None
     done = {
+        "status": JobState.COMPLETED,
         "finished_at": now,
         "encoding": encoding,
         "throughput": rows_a_second,
@@ -469,7 +691,8 @@ def complete(
         "retry_at": None,
         "archived_to": goes_to,
     }
-    move(session, job, JobState.COMPLETED, **done)
+    _change_ours(session, job, _progress_of(job) | done)
+    _now_holds(job, **done)
 
 
 _PUBLICATIONS = (

@@ -49,14 +49,14 @@ def look_inside(
         with source.open(csv) as stream:
             digest = sha256_of(stream, counted.next_csv() if counted else _nothing)
         is_alone = len(csvs) == 1
-        delivery = _deliver(found, source, csv, digest, container_sha256, alone=is_alone)
+        delivery = deliver(found, source, csv, digest, container_sha256, alone=is_alone)
         deliveries.append((csv, delivery, places_of(found, csv.member)))
     measured.sha256 = container_sha256 or deliveries[0][1].sha256
     measured.rows = counted.rows if counted else None
     return deliveries
 
 
-def _deliver(
+def deliver(
     found: Found,
     source: Source,
     csv: Csv,
@@ -65,6 +65,7 @@ def _deliver(
     *,
     alone: bool,
 ) -> Delivery:
+    """Say what a CSV with this `digest` (sha256, size) is, by its name and the folders."""
     way = "/".join([*found.label.split("/")[:-1], *csv.steps]) if csv.steps else found.label
     name = way.rsplit("/", 1)[-1]
     contract_id, slot = parse_name(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import stat
@@ -108,6 +109,7 @@ class Source:
     mtime_ns: int
     size: int
     _open_zips: dict[tuple[str, ...], _OpenZip] = field(default_factory=dict)
+    _kept: dict[tuple[str, ...], bytes] = field(default_factory=dict)
 
     @property
     def is_zip(self) -> bool:
@@ -228,7 +230,26 @@ class Source:
         with self._stream(csv) as stream:
             yield cast("BinaryIO", stream)
 
+    def unpacked_bytes(self, csv: Csv) -> int:
+        """How long a CSV is, or says that it is."""
+        if not csv.steps:
+            return self.size
+        return self._zip(csv.steps[:-1]).getinfo(csv.steps[-1]).file_size
+
+    def keep(self, csv: Csv) -> None:
+        """Unpack a small CSV once and hold its bytes until `close`; nothing else stays open.
+
+        Raises:
+            FileRefused: the member is damaged or passes a limit.
+        """
+        with self.open(csv) as stream:
+            kept = b"".join(iter(lambda: stream.read(BLOCK_BYTES), b""))
+        self.close()
+        self._kept[csv.steps] = kept
+
     def _stream(self, csv: Csv) -> BinaryIO | _Guarded:
+        if csv.steps in self._kept:
+            return io.BytesIO(self._kept[csv.steps])
         if csv.steps:
             with refusing_bad_zips():
                 archive = self._zip(csv.steps[:-1])
@@ -240,7 +261,8 @@ class Source:
             raise FileVanished(str(self.path)) from error
 
     def close(self) -> None:
-        """Close what reading opened."""
+        """Close what reading opened, and let go of what was kept."""
+        self._kept.clear()
         while self._open_zips:
             self._open_zips.popitem()[1].close()
 

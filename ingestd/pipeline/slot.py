@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import MAXYEAR, date, timedelta
+from functools import lru_cache
 
 from ingestd.pipeline.base58 import decodes_to
 
@@ -58,6 +59,7 @@ def is_contract_id(text: str) -> bool:
     return decodes_to(text, 32)
 
 
+@lru_cache(maxsize=1024)
 def parse_name(name: str) -> tuple[str | None, Slot | None]:
     """Read contract and slot from a base name, from the right; None for what it does not tell.
 

@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
 from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, table_of
+from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.slot import Place
 from ingestd.pipeline.touched import (
     ON_CHAIN,
@@ -99,6 +100,20 @@ def ensure_constituency(session: Session, contract_id: str, places: Iterable[Pla
         if constituency.named_by is None or place.path < constituency.named_by:
             _name(session, constituency, place)
     return key
+
+
+def ensure_constituencies(session: Session, places: Mapping[str, Sequence[Place]]) -> None:
+    """Do the same for many contracts; one question says that there is nothing to do for most."""
+    keys = {constituency_id_of(contract_id): contract_id for contract_id in places}
+    named = select(Constituency.id, Constituency.named_by).where(Constituency.id.in_(keys))
+    here = {row.id: row.named_by for row in session.execute(named)}
+    # In one order for all processes, or two of them would wait for each other.
+    for key in sorted(keys):
+        told = places[keys[key]]
+        named_by = here.get(key)
+        tells_more = any(named_by is None or place.path < named_by for place in told)
+        if key not in here or tells_more:
+            ensure_constituency(session, keys[key], told)
 
 
 def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
@@ -189,16 +204,30 @@ class RolledUp:
     revotes: Sequence[Revote]
     is_revote_blocked: bool | None
     last_activity: datetime | None
+    # Whether what was touched can have changed anything but ballots.
+    has_operations: bool = True
 
 
-def roll_up(session: Session, constituency_id: uuid.UUID, touched: Touched) -> RolledUp:
-    """Recount what was touched; `revotes` are those found around the touched hours."""
+def roll_up(
+    session: Session,
+    constituency_id: uuid.UUID,
+    touched: Touched,
+    *,
+    only_new: FileRef | None = None,
+) -> RolledUp:
+    """Recount what was touched; `revotes` are those found around the touched hours.
+
+    `only_new` is a file that alone tells of its slot and brought nothing but transactions that
+    nobody knew: where no others than ballots stand in its hours, none but ballots were touched.
+    """
     hours, revotes = revotes_around(session, constituency_id, touched.hours)
-    counted = _count_hours(session, constituency_id, hours, revotes) if hours else {}
+    counted, are_ballots = _count_hours(session, constituency_id, hours, revotes)
     sums = _write_hours(session, constituency_id, hours, counted)
-    _count_slots(session, constituency_id, touched)
-    facts = _total(session, constituency_id, sums)
+    _count_slots(session, constituency_id, touched, only_new)
+    has_operations = only_new is None or not are_ballots
+    facts = _total(session, constituency_id, sums, has_operations=has_operations)
     return RolledUp(
+        has_operations=has_operations,
         sums=sums,
         revotes=revotes,
         is_revote_blocked=facts["is_revote_blocked"],
@@ -311,15 +340,19 @@ def _listed_by_hour(spans: int, *, is_on_postgresql: bool) -> Select[AnyRow]:
 
 def _count_hours(
     session: Session, constituency_id: uuid.UUID, hours: set[int], revotes: Sequence[Revote]
-) -> dict[int, dict[str, int]]:
+) -> tuple[dict[int, dict[str, int]], bool]:
+    """Count the hours; says also whether nothing but ballots stands in them."""
+    if not hours:
+        return {}, True
     spans = spans_of(hours)
     where = bounds(constituency_id, spans)
     form: dict[str, Any] = {"spans": len(spans), "is_on_postgresql": is_postgresql(session)}
     counted: dict[int, dict[str, int]] = {}
-    has_lists = False
+    has_lists, are_ballots = False, True
     for row in session.execute(_numbers_by_hour(**form), where):
         counts = counted.setdefault(_hour_from(row.hour), dict.fromkeys(_COUNTS, 0))
         has_lists = has_lists or row.tally in _LISTED
+        are_ballots = are_ballots and row.tally in _COUNTED
         if row.status in ON_CHAIN:
             counts["transaction_count"] += row.number
             if row.tally in _COUNTED:
@@ -332,7 +365,7 @@ def _count_hours(
         for moment, _tx_id in revote.votes[1:]:
             if hour_of(moment) in counted:
                 counted[hour_of(moment)]["revotes"] += 1
-    return {hour: counts for hour, counts in counted.items() if hour in hours}
+    return {hour: counts for hour, counts in counted.items() if hour in hours}, are_ballots
 
 
 _HOURS_OF = (
@@ -408,7 +441,9 @@ _JOBS_OF_SLOT = select(ledgered.c.id, ledgered.c.touched).where(
 _COUNT_SLOT = update(ledgered).where(ledgered.c.id == bindparam("key"))
 
 
-def _count_slots(session: Session, constituency_id: uuid.UUID, touched: Touched) -> None:
+def _count_slots(
+    session: Session, constituency_id: uuid.UUID, touched: Touched, only_new: FileRef | None
+) -> None:
     """Recount the ballots whose first interval slot was touched; kept on the job there.
 
     A ballot of a slot may show the content that another file gave it, and so stand in an hour
@@ -416,10 +451,14 @@ def _count_slots(session: Session, constituency_id: uuid.UUID, touched: Touched)
     """
     for slot in sorted(touched.slots):
         whose = {"constituency": constituency_id, "slot": slot}
-        jobs = session.execute(_JOBS_OF_SLOT, whose).all()
         own = Touched(set(touched.hours), {slot})
-        for job in jobs:
-            own.update(Touched.from_json(job.touched))
+        if only_new and only_new.slot == slot:
+            ids = [only_new.id]
+        else:
+            jobs = session.execute(_JOBS_OF_SLOT, whose).all()
+            ids = [job.id for job in jobs]
+            for job in jobs:
+                own.update(Touched.from_json(job.touched))
         spans = spans_of(own.hours)
         counted = session.execute(
             _numbers_of_slot(len(spans)), bounds(constituency_id, spans) | whose
@@ -430,28 +469,46 @@ def _count_slots(session: Session, constituency_id: uuid.UUID, touched: Touched)
             "slot_votes": numbers.get("vote", 0),
             "touched": own.as_json(),
         }
-        if jobs:
-            session.connection().execute(_COUNT_SLOT, [found | {"key": job.id} for job in jobs])
+        if ids:
+            session.connection().execute(_COUNT_SLOT, [found | {"key": key} for key in ids])
 
 
 _SET_TOTALS = update(table_of(Constituency)).where(table_of(Constituency).c.id == bindparam("key"))
 
 
-def _total(session: Session, constituency_id: uuid.UUID, sums: Mapping[str, int]) -> dict[str, Any]:
-    """Write the totals of a constituency from its hours and its protocol rows; returns them."""
+def _total(
+    session: Session,
+    constituency_id: uuid.UUID,
+    sums: Mapping[str, int],
+    *,
+    has_operations: bool,
+) -> dict[str, Any]:
+    """Write the totals of a constituency from its hours and its protocol rows; returns them.
+
+    Unless it `has_operations` that may be new, what the protocol rows say is written already.
+    """
     has_roll = bool(sums["list_added"] or sums["list_removed"])
     registered = sums["list_added"] - sums["list_removed"] if has_roll else None
     bulletins = sums["bulletins_issued"]
-    first, last = session.execute(_EDGES, {"constituency": constituency_id}).one()
+    here = session.execute(_EDGES, {"constituency": constituency_id}).one()
+    has_ballots = bulletins + sums["votes_cast"] > 0
+    if has_operations:
+        told = protocol_facts(session, constituency_id, has_ballots=has_ballots)
+    else:
+        is_first = here.status == "inactive" and has_ballots
+        told = {
+            "status": "active" if is_first else here.status,
+            "is_revote_blocked": here.is_revote_blocked,
+        }
     facts = {
         "bulletins_issued": bulletins,
         "votes_cast": sums["votes_cast"],
         "votes_rejected": sums["votes_rejected"],
         "registered_voters": registered,
         "participation_rate": bulletins / registered if registered and registered > 0 else None,
-        "first_activity": first,
-        "last_activity": last,
-        **protocol_facts(session, constituency_id, has_ballots=bulletins + sums["votes_cast"] > 0),
+        "first_activity": here.first,
+        "last_activity": here.last,
+        **told,
     }
     session.connection().execute(_SET_TOTALS, facts | {"key": constituency_id})
     return facts
@@ -468,7 +525,12 @@ def _edge(order: ColumnElement[Any]) -> ScalarSelect[datetime]:
     )
 
 
-_EDGES = select(_edge(transaction.c.timestamp.asc()), _edge(transaction.c.timestamp.desc()))
+_EDGES = select(
+    _edge(transaction.c.timestamp.asc()).label("first"),
+    _edge(transaction.c.timestamp.desc()).label("last"),
+    Constituency.status,
+    Constituency.is_revote_blocked,
+).where(Constituency.id == bindparam("constituency"))
 
 # In the very words of the partial index: with parameters no database uses it.
 NO_BALLOT = text("type NOT IN ('vote', 'blindSigIssue')")
