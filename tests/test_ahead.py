@@ -23,7 +23,8 @@ from ingestd.pipeline.step import Step
 from .conftest import DATABASES, Databases, Did, DropFile, Voting, csv_of, zip_of
 from .oracle import differences, snapshot, unsound
 from .running import is_empty, open_sessions
-from .victims import CRASH_VARIABLE, Victim
+from .steps import CRASH_VARIABLE
+from .victims import Victim
 
 Sessions = sessionmaker[Session]
 HOURS = range(8, 14)

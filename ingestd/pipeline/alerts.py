@@ -22,6 +22,7 @@ from ingestd.db import AnyRow, is_postgresql
 from ingestd.job_state import DELIVERED, JobState
 from ingestd.models import Alert, Constituency, FileProcessing, Sighting, table_of
 from ingestd.pipeline import rules
+from ingestd.pipeline.prepared import Prepared
 from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
 from ingestd.pipeline.sightings import events_of, seen_files
 from ingestd.pipeline.stats import NO_BALLOT, Revote, RolledUp, revotes_around
@@ -43,8 +44,10 @@ _BODY = ("timestamp", "type", "tx_type", "version", "fee", "fee_asset_id", "send
 
 
 _WHOSE = transaction.c.constituency_id == bindparam("constituency")
-_OPEN_ALERTS = select(Alert.type, Alert.subject, Alert.details).where(
-    Alert.constituency_id == bindparam("constituency"), Alert.cleared_at.is_(None)
+_OPEN_ALERTS = Prepared(
+    select(Alert.type, Alert.subject, Alert.details).where(
+        Alert.constituency_id == bindparam("constituency"), Alert.cleared_at.is_(None)
+    )
 )
 _HAS_VOTERS_LIST = select(
     exists().where(
@@ -54,7 +57,7 @@ _HAS_VOTERS_LIST = select(
         transaction.c.status == "accepted",
     )
 )
-_CURRENT_SLOTS = (
+_CURRENT_SLOTS = Prepared(
     select(
         FileProcessing.slot,
         FileProcessing.is_cumulative,
@@ -95,7 +98,7 @@ def evaluate(
     `has_history` says that rows were seen again, rolled back, superseded or
     undone: only then can the rules about rewritten history find anything new.
     """
-    open_alerts = session.execute(_OPEN_ALERTS, {"constituency": constituency_id}).all()
+    open_alerts = _OPEN_ALERTS.all(session, {"constituency": constituency_id})
     totals = _totals(session, constituency_id, rolled_up)
     revotes = rolled_up.revotes
     outdated = _outdated_revotes(open_alerts, totals)
@@ -224,7 +227,7 @@ def _totals(session: Session, constituency_id: uuid.UUID, rolled_up: RolledUp) -
 
 
 def _votes_exceed(session: Session, constituency_id: uuid.UUID, totals: Totals) -> list[Finding]:
-    current = session.execute(_CURRENT_SLOTS, {"constituency": constituency_id}).all()
+    current = _CURRENT_SLOTS.all(session, {"constituency": constituency_id})
     slots = [
         SlotCount(row.slot, row.slot_bulletins, row.slot_votes)
         for row in current

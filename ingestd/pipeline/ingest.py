@@ -134,7 +134,7 @@ class Ingest:
         if len(run) <= 1:  # it saves nothing
             return
         try:
-            with database_at_work():
+            with database_at_work(), one_recorder():
                 plain = look_ahead(
                     run,
                     sessions=self.sessions,

@@ -28,6 +28,7 @@ from ingestd.errors import FileRefused, LostClaim
 from ingestd.job_state import DELIVERED, QUEUED, JobState, may_move
 from ingestd.models import FileProcessing, Reject, table_of
 from ingestd.pipeline import validate
+from ingestd.pipeline.prepared import Prepared
 from ingestd.pipeline.read import stamp_of
 from ingestd.pipeline.slot import Slot
 from ingestd.pipeline.touched import chunks
@@ -223,7 +224,7 @@ class Neighbours:
     has_slot_alone: bool
 
 
-_NEIGHBOURS = (
+_NEIGHBOURS = Prepared(
     select(
         *(_jobs.c[name] for name in Twin._fields),
         _jobs.c.sha256,
@@ -253,7 +254,7 @@ def neighbours_of(session: Session, job: FileProcessing) -> Neighbours:
         "constituency": job.constituency_id,
         "slot": job.slot,
     }
-    rows = session.execute(_NEIGHBOURS, whose).all()
+    rows = _NEIGHBOURS.all(session, whose)
     place = (job.constituency_id, job.slot)
     return Neighbours(
         [
@@ -504,16 +505,20 @@ def _next_publication(session: Session, job: FileProcessing) -> int:
 
 
 _MOVE = update(_jobs).where(_jobs.c.id == bindparam("key"), _jobs.c.status == bindparam("old"))
-_CLAIM = update(_jobs).where(
-    _jobs.c.id == bindparam("key"),
-    _jobs.c.status == str(JobState.PENDING),
-    _jobs.c.checkpoint_line == bindparam("at_line"),
-    _jobs.c.rows_read == bindparam("at_read"),
+_CLAIM = Prepared(
+    update(_jobs).where(
+        _jobs.c.id == bindparam("key"),
+        _jobs.c.status == str(JobState.PENDING),
+        _jobs.c.checkpoint_line == bindparam("at_line"),
+        _jobs.c.rows_read == bindparam("at_read"),
+    )
 )
-_ADVANCE = update(_jobs).where(
-    _jobs.c.id == bindparam("key"),
-    _jobs.c.status == str(JobState.PROCESSING),
-    _jobs.c.owner == bindparam("whose"),
+_ADVANCE = Prepared(
+    update(_jobs).where(
+        _jobs.c.id == bindparam("key"),
+        _jobs.c.status == str(JobState.PROCESSING),
+        _jobs.c.owner == bindparam("whose"),
+    )
 )
 
 
@@ -591,8 +596,7 @@ def claim(
         "lease_until": now + lease,
         "started_at": job.started_at or now,
     }
-    result = session.connection().execute(_CLAIM, held | seen | {"key": job.id})
-    if result.rowcount != 1:
+    if _CLAIM.change(session, held | seen | {"key": job.id}) != 1:
         message = f"job {job.id} was taken by somebody else"
         raise LostClaim(message)
     _now_holds(job, **held)
@@ -636,8 +640,7 @@ def _progress_of(job: FileProcessing) -> dict[str, Any]:
 
 
 def _change_ours(session: Session, job: FileProcessing, values: dict[str, Any]) -> None:
-    result = session.connection().execute(_ADVANCE, values | {"key": job.id, "whose": job.owner})
-    if result.rowcount != 1:
+    if _ADVANCE.change(session, values | {"key": job.id, "whose": job.owner}) != 1:
         message = f"job {job.id} is no longer ours"
         raise LostClaim(message)
 

@@ -30,6 +30,7 @@ from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
 from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, table_of
+from ingestd.pipeline.prepared import Prepared
 from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.slot import Place
 from ingestd.pipeline.touched import (
@@ -257,13 +258,14 @@ def _votes_of_repeated_senders(
 ) -> list[list[AnyRow]]:
     """Group the votes (any status) of every sender with a vote in `hours` and more than one."""
     spans = spans_of(hours)
+    rows: Iterable[AnyRow]
     if len(hours) > _FEW_HOURS:
         # A file of a whole voting: one pass over the index instead of a probe for each vote.
-        query, where = _REPEATED_IN_RANGE, _voter_keys_of(session, constituency_id)
+        rows = session.execute(_REPEATED_IN_RANGE, _voter_keys_of(session, constituency_id))
     else:
-        query, where = _repeated_votes(len(spans)), bounds(constituency_id, spans)
+        rows = _repeated_votes(len(spans)).all(session, bounds(constituency_id, spans))
     groups: dict[str, list[AnyRow]] = {}
-    for row in session.execute(query, where):
+    for row in rows:
         groups.setdefault(row.sender, []).append(row)
     return [
         group
@@ -299,10 +301,10 @@ _REPEATED_IN_RANGE = _votes_by_keys(
 
 
 @cache
-def _repeated_votes(spans: int) -> Select[AnyRow]:
+def _repeated_votes(spans: int) -> Prepared:
     t = transaction.c
     in_hours = select(t.voter_key).where(within(spans), t.voter_key.is_not(None))
-    return _votes_by_keys(select(t.voter_key).where(t.voter_key.in_(in_hours)))
+    return Prepared(_votes_by_keys(select(t.voter_key).where(t.voter_key.in_(in_hours))))
 
 
 def _hour_text(*, is_on_postgresql: bool) -> ColumnElement[str]:
@@ -317,10 +319,10 @@ def _hour_from(text: str) -> int:
 
 
 @cache
-def _numbers_by_hour(spans: int, *, is_on_postgresql: bool) -> Select[AnyRow]:
+def _numbers_by_hour(spans: int, *, is_on_postgresql: bool) -> Prepared:
     t = transaction.c
     hour = _hour_text(is_on_postgresql=is_on_postgresql).label("hour")
-    return (
+    return Prepared(
         select(hour, t.tally, t.status, func.count().label("number"))
         .where(within(spans))
         .group_by(hour, t.tally, t.status)
@@ -349,7 +351,7 @@ def _count_hours(
     form: dict[str, Any] = {"spans": len(spans), "is_on_postgresql": is_postgresql(session)}
     counted: dict[int, dict[str, int]] = {}
     has_lists, are_ballots = False, True
-    for row in session.execute(_numbers_by_hour(**form), where):
+    for row in _numbers_by_hour(**form).all(session, where):
         counts = counted.setdefault(_hour_from(row.hour), dict.fromkeys(_COUNTS, 0))
         has_lists = has_lists or row.tally in _LISTED
         are_ballots = are_ballots and row.tally in _COUNTED
@@ -368,7 +370,7 @@ def _count_hours(
     return {hour: counts for hour, counts in counted.items() if hour in hours}, are_ballots
 
 
-_HOURS_OF = (
+_HOURS_OF = Prepared(
     select(hourly)
     .where(hourly.c.constituency_id == bindparam("constituency"))
     .order_by(hourly.c.hour)
@@ -384,7 +386,7 @@ def _write_hours(
     counted: Mapping[int, dict[str, int]],
 ) -> dict[str, int]:
     """Replace the touched hours, carry the cumulative columns on through all later ones, add up."""
-    rows = session.execute(_HOURS_OF, {"constituency": constituency_id}).all()
+    rows = _HOURS_OF.all(session, {"constituency": constituency_id})
     kept = {hour_of(row.hour): row for row in rows}
     gone = [kept[hour].id for hour in hours & kept.keys() if hour not in counted]
     for chunk in chunks(gone):
@@ -418,9 +420,9 @@ def _write_hours(
 
 
 @cache
-def _numbers_of_slot(spans: int) -> Select[AnyRow]:
+def _numbers_of_slot(spans: int) -> Prepared:
     t = transaction.c
-    return (
+    return Prepared(
         select(t.tally, func.count().label("number"))
         .where(
             within(spans),
@@ -438,7 +440,7 @@ _JOBS_OF_SLOT = select(ledgered.c.id, ledgered.c.touched).where(
     ledgered.c.is_cumulative.is_(False),
     ledgered.c.duplicate_of_id.is_(None),
 )
-_COUNT_SLOT = update(ledgered).where(ledgered.c.id == bindparam("key"))
+_COUNT_SLOT = Prepared(update(ledgered).where(ledgered.c.id == bindparam("key")))
 
 
 def _count_slots(
@@ -460,20 +462,21 @@ def _count_slots(
             for job in jobs:
                 own.update(Touched.from_json(job.touched))
         spans = spans_of(own.hours)
-        counted = session.execute(
-            _numbers_of_slot(len(spans)), bounds(constituency_id, spans) | whose
-        )
+        where = bounds(constituency_id, spans) | whose
+        counted = _numbers_of_slot(len(spans)).all(session, where)
         numbers = {row.tally: row.number for row in counted}
         found = {
             "slot_bulletins": numbers.get("bulletin", 0),
             "slot_votes": numbers.get("vote", 0),
             "touched": own.as_json(),
         }
-        if ids:
-            session.connection().execute(_COUNT_SLOT, [found | {"key": key} for key in ids])
+        for key in ids:
+            _COUNT_SLOT.change(session, found | {"key": key})
 
 
-_SET_TOTALS = update(table_of(Constituency)).where(table_of(Constituency).c.id == bindparam("key"))
+_SET_TOTALS = Prepared(
+    update(table_of(Constituency)).where(table_of(Constituency).c.id == bindparam("key"))
+)
 
 
 def _total(
@@ -490,7 +493,7 @@ def _total(
     has_roll = bool(sums["list_added"] or sums["list_removed"])
     registered = sums["list_added"] - sums["list_removed"] if has_roll else None
     bulletins = sums["bulletins_issued"]
-    here = session.execute(_EDGES, {"constituency": constituency_id}).one()
+    (here,) = _EDGES.all(session, {"constituency": constituency_id})
     has_ballots = bulletins + sums["votes_cast"] > 0
     if has_operations:
         told = protocol_facts(session, constituency_id, has_ballots=has_ballots)
@@ -510,7 +513,7 @@ def _total(
         "last_activity": here.last,
         **told,
     }
-    session.connection().execute(_SET_TOTALS, facts | {"key": constituency_id})
+    _SET_TOTALS.change(session, facts | {"key": constituency_id})
     return facts
 
 
@@ -525,12 +528,14 @@ def _edge(order: ColumnElement[Any]) -> ScalarSelect[datetime]:
     )
 
 
-_EDGES = select(
-    _edge(transaction.c.timestamp.asc()).label("first"),
-    _edge(transaction.c.timestamp.desc()).label("last"),
-    Constituency.status,
-    Constituency.is_revote_blocked,
-).where(Constituency.id == bindparam("constituency"))
+_EDGES = Prepared(
+    select(
+        _edge(transaction.c.timestamp.asc()).label("first"),
+        _edge(transaction.c.timestamp.desc()).label("last"),
+        Constituency.status,
+        Constituency.is_revote_blocked,
+    ).where(Constituency.id == bindparam("constituency"))
+)
 
 # In the very words of the partial index: with parameters no database uses it.
 NO_BALLOT = text("type NOT IN ('vote', 'blindSigIssue')")
