@@ -217,6 +217,20 @@ class Ingest(BaseModel):
     retry_seconds: FiniteFloat = Field(
         default=30.0, ge=0, description="Pause before the second attempt; it doubles each time."
     )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="So many processes take files at the same time, each those of other "
+        "constituencies, when much waits. 0 means one for each core, but not more than 2. With "
+        "SQLite, which has one writer, it always is 1.",
+    )
+    workers_from_mb: int = Field(
+        default=32,
+        ge=0,
+        description="The processes are started when so many megabytes wait, or eight small files "
+        "for each; below, the daemon has taken them itself before others are ready.",
+    )
     lease_seconds: FiniteFloat = Field(
         default=60,
         gt=0,

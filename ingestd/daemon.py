@@ -13,44 +13,43 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
-from ingestd.models import FileProcessing
+from ingestd.log import chosen
 from ingestd.pipeline import archive, ledger, obstacles, trial
-from ingestd.pipeline.ahead import FILES_AHEAD
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.ingest import Ingest, Terms
-from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.leftover import Leftovers
 from ingestd.pipeline.obstacles import Obstacle, Obstacles, Waiting
 from ingestd.pipeline.read import ReadLimits, stamp_of
 from ingestd.pipeline.step import Step
+from ingestd.pipeline.stop import Asked
 from ingestd.pipeline.trial import TrialFile
 from ingestd.pipeline.watch import Look, Seen, Settling, closed, look_at, scan
+from ingestd.pipeline.worker import Post, Told, utc_now
+from ingestd.pipeline.workers import Offer, Taken, Workers
 from ingestd.pipeline.writers import Writers, writers_of
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
 
-_T = TypeVar("_T")
-
 _STAMPS_ASKED_AT_ONCE = 1_000
 # Taking goes on for this many times as long as the look before it took, at least.
 _TAKING_PER_LOOK = 10
+_LOOKS_APART_SECONDS = 0.1
+_MOST_WORKERS = 2
 GAVE_UP = 4
 
 
@@ -76,18 +75,12 @@ class Summary:
     waiting: list[str] = field(default_factory=list)
     stopped_by: int | None = None
 
-    def add(self, jobs: Sequence[FileProcessing]) -> None:
+    def add(self, jobs: Sequence[Told]) -> None:
         """Count the jobs of one file."""
         for job in jobs:
-            self.files[str(job.status)] += 1
-            books = Books.of(job)
+            self.files[job.status] += 1
             for name in ("read", "stored", "known", "rollbacks", "rejected", "blank"):
-                self.rows[name] += getattr(books, name)
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
+                self.rows[name] += getattr(job.books, name)
 
 
 def read_limits(settings: Settings) -> ReadLimits:
@@ -144,6 +137,29 @@ def make_ingest(
     )
 
 
+def make_workers(settings: Settings, ingest: Ingest) -> Workers:
+    """Put `Workers` together for these settings; with SQLite the daemon takes all files itself."""
+    database = settings.database
+    is_sqlite = make_url(database.url).get_backend_name() == "sqlite"
+    most = settings.ingest.workers or min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+    def post(number: int) -> Post:
+        return Post(
+            number=number,
+            url=database.url,
+            busy_timeout_seconds=database.busy_timeout_seconds,
+            answer_timeout_seconds=database.answer_timeout_seconds,
+            stop_seconds=settings.ingest.stop_seconds,
+            terms=ingest.terms,
+            owner=ingest.owner,
+            log=chosen(),
+        )
+
+    return Workers(
+        ingest, post, 1 if is_sqlite else most, settings.ingest.workers_from_mb * 1024 * 1024
+    )
+
+
 # ── once ──────────────────────────────────────────────────────────────────────
 
 
@@ -175,7 +191,6 @@ def once(
         unmarked = [found.label for found in files if not found.claim]
         summary.waiting += [f"{label}: it has no marker and no manifest" for label in unmarked]
         files = [found for found in files if found.claim]
-    sizes = {found: _size_of(found.path) for found in files}
     with _stopping() as stop:
         engine = open_database(
             settings,
@@ -195,28 +210,7 @@ def once(
             folders = {root.absolute() for root in roots if root.is_dir()}
             for root in folders | {found.root for found in files}:
                 ingest.note_missing(root)
-            total, done = sum(sizes.values()), 0
-            patience = _OncePatience(settings.database.busy_timeout_seconds, stop.is_set)
-            for number, found in enumerate(files):
-                if number % FILES_AHEAD == 0 and not stop.is_set() and not patience.is_over:
-                    _look_ahead(ingest, files[number : number + FILES_AHEAD], patience)
-                if stop.is_set():
-                    summary.waiting.append(f"{found.label}: stopped before it was taken")
-                    continue
-                if patience.is_over:
-                    summary.waiting.append(f"{found.label}: the database is away")
-                    continue
-                if on_progress:
-                    on_progress(Progress(found.label, number, len(files), done, total))
-                    ingest.on_progress = _within(
-                        on_progress, found, number, len(files), sizes, total, done
-                    )
-                _take_once(ingest, found, summary, patience)
-                done += sizes[found]
-            if on_progress:
-                on_progress(Progress("", len(files), len(files), done, total))
-            summary.bytes = done
-            ingest.forget_ahead()
+            _Once(settings, ingest, stop, summary, on_progress).take(files)
         finally:
             engine.dispose()
         summary.stopped_by = stop.signal if summary.waiting else None
@@ -224,22 +218,103 @@ def once(
     return summary
 
 
-def _within(  # noqa: PLR0913, PLR0917 - the parts of one progress line
-    on_progress: Callable[[Progress], None],
-    found: Found,
-    number: int,
-    files: int,
-    sizes: dict[Found, int],
-    total: int,
-    done: int,
-) -> Callable[[str, int, int], None]:
-    """Tell progress inside one file as a share of its size on disk."""
+class _Once:
+    """Takes some files, each once, and sums up what came of them."""
 
-    def tell(_path: str, read: int, size: int) -> None:
-        share = int(sizes[found] * min(1.0, read / size)) if size else 0
-        on_progress(Progress(found.label, number, files, done + share, total))
+    def __init__(
+        self,
+        settings: Settings,
+        ingest: Ingest,
+        stop: Asked,
+        summary: Summary,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._stop = stop
+        self._stop_seconds = settings.ingest.stop_seconds
+        self._summary = summary
+        self._patience = _OncePatience(settings.database.busy_timeout_seconds, stop.is_set)
+        self._workers = make_workers(settings, ingest)
+        self._on_progress = on_progress
+        if on_progress:
+            ingest.on_progress = self._workers.on_progress = self._note_share
+        self._sizes: dict[str, int] = {}
+        self._shares: dict[str, int] = {}
+        self._number = self._total = self._files = self._done = 0
 
-    return tell
+    def take(self, files: Sequence[Found]) -> None:
+        """Take them all, or as many as there is time for."""
+        offers = [self._offer(found) for found in files]
+        self._sizes = {label_of(offer.relative): offer.size for offer in offers}
+        self._number, self._total = len(offers), sum(offer.size for offer in offers)
+        self._workers.offer(offers)
+        try:
+            while self._workers.is_busy and not self._stop.is_set() and not self._patience.is_over:
+                self._go_on()
+        finally:
+            is_away = self._patience.is_over
+            why = "the database is away" if is_away else "stopped before it was taken"
+            for offer in self._workers.withdraw():
+                self._summary.waiting.append(f"{label_of(offer.relative)}: {why}")
+            for taken in self._workers.close(lambda: self._stop.is_overdue(self._stop_seconds)):
+                self._settle(taken)
+        self._tell("")
+        self._summary.bytes = self._done
+
+    def _go_on(self) -> None:
+        if self._workers.has_offers:
+            self._tell(label_of(self._workers.first.relative))
+        again: list[Offer] = []
+        for taken in self._workers.next():
+            if isinstance(taken.error, StorageFault) and self._patience.is_left(taken.error):
+                again.append(taken.offer)
+            else:
+                self._settle(taken)
+                if taken.error is None:
+                    self._patience.over()
+        if again:
+            self._workers.offer_again(again)
+            self._patience.rest()
+
+    def _offer(self, found: Found) -> Offer:
+        def get_ready() -> Found | None:
+            if writers_of(found.path) is Writers.SOME:
+                self._summary.waiting.append(f"{found.label}: a process is still writing it")
+                self._count(found, size)
+                return None
+            return found
+
+        size = _size_of(found.path)
+        return Offer(root=found.root, relative=found.relative, size=size, get_ready=get_ready)
+
+    def _settle(self, taken: Taken) -> None:
+        label, waiting = taken.found.label, self._summary.waiting
+        self._count(taken.found, taken.offer.size)
+        if isinstance(taken.error, StopRequested):
+            waiting.append(f"{label}: stopped in it; the next run goes on there")
+        elif taken.error is not None:
+            waiting.append(f"{label}: {str(taken.error) or type(taken.error).__name__}")
+        elif not taken.jobs:
+            waiting.append(f"{label}: being worked on elsewhere, or gone")
+        self._summary.add(taken.jobs)
+        for job in taken.jobs:
+            if job.status in ("pending", "processing", "failed"):
+                waiting.append(f"{label}: {job.message or 'held by another process'}")
+
+    def _count(self, found: Found, size: int) -> None:
+        self._files += 1
+        self._done += size
+        self._shares.pop(found.label, None)
+        self._tell(found.label)
+
+    def _note_share(self, path: str, read: int, size: int) -> None:
+        """Tell progress inside one file as a share of its size on disk."""
+        self._shares[path] = int(self._sizes[path] * min(1.0, read / size)) if size else 0
+        self._tell(path)
+
+    def _tell(self, path: str) -> None:
+        if self._on_progress:
+            done = self._done + sum(self._shares.values())
+            self._on_progress(Progress(path, self._files, self._number, done, self._total))
 
 
 class _OncePatience:
@@ -250,50 +325,25 @@ class _OncePatience:
         self._left = seconds
         self._should_stop = should_stop
         self._pause = Pause()
+        self._next = 0.0
 
-    def with_(self, action: Callable[[], _T]) -> _T:
-        """Do what needs the database, again after each pause."""
-        while True:
-            try:
-                done = action()
-            except StorageFault as fault:
-                self.is_over = self._left <= 0
-                if self.is_over or self._should_stop():
-                    raise
-                seconds = min(self._left, self._pause.after(fault))
-                self._left -= seconds
-                rest(seconds, self._should_stop)
-            else:
-                self._pause.over()
-                return done
+    def is_left(self, fault: StorageFault) -> bool:
+        """Note a fault; whether it is worth to try again."""
+        self.is_over = self._left <= 0
+        if self.is_over or self._should_stop():
+            return False
+        self._next = self._pause.after(fault)
+        return True
 
+    def rest(self) -> None:
+        """Wait before it is tried again."""
+        seconds = min(self._left, self._next)
+        self._left -= seconds
+        rest(seconds, self._should_stop)
 
-def _look_ahead(ingest: Ingest, run: Sequence[Found], patience: _OncePatience) -> None:
-    closed_ones = [found for found in run if writers_of(found.path) is not Writers.SOME]
-    # What is in the way is said of each file when it is taken.
-    with suppress(StorageFault):
-        patience.with_(lambda: ingest.look_ahead(closed_ones))
-
-
-def _take_once(ingest: Ingest, found: Found, summary: Summary, patience: _OncePatience) -> None:
-    if writers_of(found.path) is Writers.SOME:
-        summary.waiting.append(f"{found.label}: a process is still writing it")
-        return
-    try:
-        jobs = patience.with_(lambda: ingest.take(found))
-    except StopRequested:
-        summary.waiting.append(f"{found.label}: stopped in it; the next run goes on there")
-        return
-    except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
-        summary.waiting.append(f"{found.label}: {str(error) or type(error).__name__}")
-        return
-    summary.add(jobs)
-    for job in jobs:
-        if job.status in ("pending", "processing", "failed"):
-            told = job.first_error_message or "held by another process"
-            summary.waiting.append(f"{found.label}: {told}")
-    if not jobs:
-        summary.waiting.append(f"{found.label}: being worked on elsewhere, or gone")
+    def over(self) -> None:
+        """Note that it works again."""
+        self._pause.over()
 
 
 def _files_of(settings: Settings, root: Path) -> list[Found]:
@@ -355,39 +405,6 @@ def _begin(ingest: Ingest) -> None:
         for folder in (ingest.terms.archive, ingest.terms.quarantine):
             if swept := archive.sweep(folder):
                 log.info("broken_copies_removed", folder=str(folder), files=swept)
-
-
-@dataclass(slots=True)
-class Asked:
-    """What a signal asked for, and when.
-
-    No `threading.Event`: its lock may be held by the very thread that the
-    signal interrupts.
-    """
-
-    signal: int | None = None
-    _since: float = 0
-    _times: int = 0
-
-    def ask(self, number: int) -> None:
-        """Note a signal."""
-        if self.signal is None:
-            self.signal = number
-            self._since = time.monotonic()
-        self._times += 1
-
-    def clear(self) -> None:
-        """Forget it."""
-        self.signal = None
-        self._times = 0
-
-    def is_set(self) -> bool:
-        """Whether it came."""
-        return self.signal is not None
-
-    def is_overdue(self, seconds: float) -> bool:
-        """Whether it came so long ago, or came again."""
-        return self.is_set() and (self._times > 1 or time.monotonic() - self._since >= seconds)
 
 
 @contextmanager
@@ -475,6 +492,9 @@ class Daemon:
     manifests: Manifests
     leftovers: Leftovers
     wal: WalWatch
+    workers: Workers
+    # Files that somebody has in hand, as they were when they were given.
+    given: dict[Path, Waiting] = field(default_factory=dict)
     odd: set[str] = field(default_factory=set)
     # Stamps of files that are final where they lie: left there by setting, or
     # waiting for a pause to end; spares the ledger a question at every look.
@@ -497,31 +517,42 @@ class Daemon:
         files = self._unfinished(root, look.files)
         claims = self.manifests.claims(root, look.markers, here)
         # Thousands may wait; what arrives meanwhile, and a deaf watcher, are seen by the next look.
+        size_of = {file.relative: file.size for file in files}
         now = time.monotonic()
         longest = max(self.settings.watch.poll_seconds, _TAKING_PER_LOOK * (now - started))
         ready = self.settling.complete(root, files, hints, now, claims)
         self.unmarked.note(self.settling.unmarked, now)
-        taken = self.has_more = False
-        for start in range(0, len(ready), FILES_AHEAD):
-            run = [closed(complete) for complete in ready[start : start + FILES_AHEAD]]
-            self.ingest.look_ahead([found for found in run if found])
-            for found in run:
-                if self.ingest.should_stop():
-                    return taken
-                if time.monotonic() - now >= longest:
-                    self.has_more = True
-                    break
-                if found:
-                    taken |= self._take(found)
-                    self.wal.look()
-            if self.has_more:
-                break
-        self.ingest.forget_ahead()
-        self.ingest.note_missing(root)
+        self.workers.offer(self._offer(complete, size_of[complete.relative]) for complete in ready)
+        taken = self._take_until(now + longest)
+        in_work = {label_of(relative) for relative in self.workers.in_work}
+        self.ingest.note_missing(root, in_work)
         if self.ingest.terms.is_archiving:
             for marker in self.leftovers.due(self.manifests, look.markers, here, now):
                 with database_at_work():
                     self.leftovers.tidy(self.ingest.sessions, marker, self.manifests)
+        return taken
+
+    def _take_until(self, end: float) -> bool:
+        """Take what is offered, as long as there is time; says whether anything was taken."""
+        taken = False
+        # What workers move away wakes us, too.
+        first = time.monotonic() + _LOOKS_APART_SECONDS
+        faults: list[StorageFault] = []
+        while self.workers.is_busy and not self.ingest.should_stop() and not faults:
+            now = time.monotonic()
+            is_woken = not self.workers.has_offers and now >= first and self.watcher.is_woken
+            if is_woken or now >= end:
+                break
+            for each in self.workers.next():
+                if isinstance(each.error, StorageFault):  # that concerns all files
+                    faults.append(each.error)
+                else:
+                    taken |= self._settle(each)
+            self.wal.look()
+        # Workers go on meanwhile; who waits for the next look hears of them late.
+        self.has_more = self.workers.is_busy
+        if faults:
+            raise faults[0]
         return taken
 
     def _asked_for(self, root: Path) -> dict[Path, str]:
@@ -535,6 +566,7 @@ class Daemon:
     def _look(self) -> Look | None:
         """Look at the inbox; None while it is away. Nobody makes it anew: a disk may be missing."""
         root = self.settings.watch.inbox
+        self.watcher.wait(0)
         self.watcher.wakeup.begin_look()
         try:
             look = look_at(root, self.settings.watch.ignore, self.odd, self.seen)
@@ -568,31 +600,37 @@ class Daemon:
                     self.done[file.relative] = file.stamp
         return [file for file in fresh if file.relative not in self.done]
 
-    def _take(self, found: Found) -> bool:
-        try:
-            status = found.path.stat()
-        except OSError:  # it went, or its folder closed, since it was seen
-            return False
-        file = Waiting(found.relative, stamp_of(status), status.st_size)
-        if self.obstacles.holds(file, time.monotonic()):  # one before it has met the same
-            return False
-        try:
-            jobs = self.ingest.take(found)
-        except (StopRequested, FileNotFoundError):
-            return False
-        except ManifestNotMet as unmet:
-            self._wait_for_manifest(found, unmet)
-            return False
-        except StorageFault:
-            raise  # that concerns all files
-        except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
+    def _offer(self, complete: Found, size: int) -> Offer:
+        def get_ready() -> Found | None:
+            found = closed(complete)
+            if found is None:
+                return None
+            try:
+                status = found.path.stat()
+            except OSError:  # it went, or its folder closed, since it was seen
+                return None
+            file = Waiting(found.relative, stamp_of(status), status.st_size)
+            if self.obstacles.holds(file, time.monotonic()):  # one before it has met the same
+                return None
+            self.given[found.relative] = file
+            return found
+
+        root, relative = complete.root, complete.relative
+        return Offer(root=root, relative=relative, size=size, get_ready=get_ready)
+
+    def _settle(self, taken: Taken) -> bool:
+        """Note what has become of a file; says whether it needs no more."""
+        found, error = taken.found, taken.error
+        file = self.given.pop(found.relative)
+        if isinstance(error, ManifestNotMet):
+            self._wait_for_manifest(found, error)
+        elif error is not None and not isinstance(error, StopRequested | FileNotFoundError):
             self._meet(found, file, error)
-            return False
-        if not jobs:
+        if error is not None or not taken.jobs:
             return False
         self.obstacles.pass_(file, time.monotonic())
         self._say_met(found)
-        if any(job.status in ("pending", "processing", "failed") for job in jobs):
+        if any(job.status in ("pending", "processing", "failed") for job in taken.jobs):
             return False
         if not self.ingest.terms.is_archiving:
             self.done[found.relative] = found.stamp
@@ -741,6 +779,7 @@ def _loop(
         Manifests(settings.limits.max_manifest_bytes),
         Leftovers(watch.inbox, watch.archive, watch.manifest_wait_seconds),
         wal,
+        make_workers(settings, ingest),
     )
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
@@ -769,6 +808,7 @@ def _loop(
                     on_ready()
             _wait(watcher, should_stop, _next_look(settings, daemon))
     finally:
+        daemon.workers.close(lambda: stop.is_overdue(settings.ingest.stop_seconds))
         watcher.stop()
         log.info("stopped", owner=ingest.owner, waiting=daemon.settling.waiting)
     return True

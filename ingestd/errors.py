@@ -8,6 +8,8 @@
     ├── NotPutAway                nothing: its rows are in the tables, it waits where it lies
     ├── StopRequested             nothing: the job is handed back at its checkpoint
     ├── LostClaim                 nothing: another worker has the job
+    ├── WorkerDied                time: the worker that had the file was killed, several times
+    ├── NotSent                   what it costs where it was raised: it cannot cross a pipe itself
     ├── CannotAmend               nothing: what a person asks does not fit the job
     ├── SchemaMismatch            the daemon: the database must be upgraded first
     └── StorageFault              nothing: database or disk is away; try again later
@@ -18,10 +20,24 @@ A bad row is not an error but a value (`pipeline.validate.Reject`).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class IngestError(Exception):
     """The root of ingestd's own errors: a sentence for a person."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross a pipe with all fields, however the error was made."""
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
+
+def _as_it_was(
+    kind: type[IngestError], arguments: tuple[object, ...], fields: dict[str, object]
+) -> IngestError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(fields)
+    return error
 
 
 class FileRefused(IngestError):
@@ -84,6 +100,14 @@ class StopRequested(IngestError):
 
 class LostClaim(IngestError):
     """The job moved under us: the database refused the move that we asked for."""
+
+
+class WorkerDied(IngestError):
+    """The worker that had a file was killed, again and again; the file may be the reason."""
+
+
+class NotSent(IngestError):
+    """What a worker met and could not hand over as it was; in words."""
 
 
 class CannotAmend(IngestError):

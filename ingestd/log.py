@@ -32,11 +32,20 @@ _NAMED_PASSWORD = re.compile(
 _SECRET_KEY = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
 
 
+_chosen: list[tuple[Level, Format]] = []
+
+
+def chosen() -> tuple[Level, Format]:
+    """What was configured last, so that another process may do the same."""
+    return _chosen[-1] if _chosen else ("warning", "auto")
+
+
 def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:
     """Send every log line, ours and the libraries', to the stream (standard error by default).
 
     `auto` is console on a terminal and JSON lines elsewhere.
     """
+    _chosen[:] = [(level, format)]
     there: TextIO | None = stream or sys.stderr
     is_terminal = there is not None and there.isatty()
     is_console = format == "console" or (format == "auto" and is_terminal)

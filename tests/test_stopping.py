@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url, text
 
-from ingestd.daemon import Asked
 from ingestd.db import make_engine
+from ingestd.pipeline.stop import Asked
 
 from .conftest import Databases, Did, PostgreSQL, Voting, csv_of
 from .proxy import proxy_before

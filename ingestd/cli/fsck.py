@@ -121,6 +121,7 @@ def _checker(
     from ingestd.cli.database import readers
     from ingestd.pipeline.fsck.check import Fsck, Places
     from ingestd.pipeline.ledger import owner_name
+    from ingestd.pipeline.worker import utc_now
 
     watch = settings.watch
     is_archiving = watch.after == "archive"
@@ -134,7 +135,7 @@ def _checker(
             is_archiving=is_archiving,
         ),
         owner=owner_name(),
-        clock=daemon.utc_now,
+        clock=utc_now,
         is_quick=is_quick,
         on_progress=on_progress,
     )

@@ -241,6 +241,11 @@ class Watcher:
         self._known = here
         return self.wakeup.take_hints(here)
 
+    @property
+    def is_woken(self) -> bool:
+        """Whether something happened since it was last waited for."""
+        return self.wakeup.woken.is_set()
+
     def wait(self, seconds: float) -> bool:
         """Sleep until something happens or `seconds` are over; says which."""
         is_woken = self.wakeup.woken.wait(seconds)

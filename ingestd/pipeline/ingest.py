@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -119,7 +119,7 @@ class Ingest:
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
     on_step: Callable[[Step], None] = lambda _step: None
     # Files (path, stamp) that broke before they had a job: how often, and when to try again.
-    _unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
+    unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
     _ahead: dict[Path, Ahead] = field(default_factory=dict)
 
     def look_ahead(self, run: Sequence[Found]) -> None:
@@ -208,7 +208,7 @@ class Ingest:
     ) -> list[tuple[Csv | None, FileProcessing]]:
         """Record; a file that breaks every attempt to is quarantined by a job of its own."""
         key = (found.label, source.stamp)
-        attempts, retry_at = self._unrecorded.get(key, (0, self.clock()))
+        attempts, retry_at = self.unrecorded.get(key, (0, self.clock()))
         if self.clock() < retry_at:
             message = f"broken {attempts} times, tried again at {retry_at}"
             raise LostClaim(message)
@@ -219,11 +219,11 @@ class Ingest:
                 raise
             if attempts + 1 < self.terms.attempts:
                 retry_at = self.clock() + self._pause_after(attempts)
-                self._unrecorded[key] = (attempts + 1, retry_at)
+                self.unrecorded[key] = (attempts + 1, retry_at)
                 raise
             refusal = _poison(attempts + 1, error)
             recorded = [(None, self._refuse_container(found, source, refusal))]
-        self._unrecorded.pop(key, None)
+        self.unrecorded.pop(key, None)
         return recorded
 
     def _record(self, found: Found, source: Source) -> list[tuple[Csv | None, FileProcessing]]:
@@ -684,9 +684,12 @@ class Ingest:
     def _note_vanished(self, found: Found) -> None:
         self._let_go(found.root, ledger.is_gone, path=found.label)
 
-    def note_missing(self, root: Path) -> int:
-        """Close the queued jobs of a root whose files were taken away; how many."""
-        return self._let_go(root, ledger.is_gone)
+    def note_missing(self, root: Path, in_work: Collection[str] = ()) -> int:
+        """Close the queued jobs of a root whose files were taken away; how many.
+
+        Of those that a worker has `in_work` it tells by itself.
+        """
+        return self._let_go(root, lambda job: job.path not in in_work and ledger.is_gone(job))
 
     def _let_go(
         self, root: Path, is_gone: Callable[[FileProcessing], bool], *, path: str | None = None

@@ -136,6 +136,10 @@ class Source:
         for ordinal, steps in enumerate(members):
             yield Csv(steps, ordinal)
 
+    def names(self) -> list[str]:
+        """Name the members of a ZIP itself, as they stand in its directory; nothing is judged."""
+        return [info.filename for info in self._zip(()).infolist()]
+
     def _members(
         self, steps: tuple[str, ...], depth: int, total: _Sum
     ) -> Iterator[tuple[str, ...]]:

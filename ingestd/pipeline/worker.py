@@ -1,0 +1,235 @@
+"""A worker: a process that takes the files which it is given, one after another.
+
+It is told all by its pipe: how to work, what to take, and to stop. It works in the name of
+the daemon that started it, so that a job which one worker leaves another goes on with; it
+ends with its daemon, however that ends, and leaves signals to it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import structlog
+
+from ingestd import log
+from ingestd.db import Patience, make_engine, make_sessions
+from ingestd.errors import NotSent, StorageFault
+from ingestd.models import FileProcessing
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest, Terms
+from ingestd.pipeline.ledger import Books
+from ingestd.pipeline.stop import Asked
+
+Broken = dict[tuple[str, str], tuple[int, datetime]]
+"""As `Ingest.unrecorded`."""
+
+_PROGRESS_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """How a worker works: the first thing that it is told."""
+
+    number: int
+    url: str = field(repr=False)  # may hold a password
+    busy_timeout_seconds: float
+    answer_timeout_seconds: float
+    stop_seconds: float
+    terms: Terms
+    owner: str
+    log: tuple[log.Level, log.Format]
+
+
+class Ready(NamedTuple):
+    """A worker has begun."""
+
+
+class Given(NamedTuple):
+    """A file to take, and how often it broke before it had a job."""
+
+    found: Found
+    broken: Broken
+
+
+class Stop(NamedTuple):
+    """End at the next batch border; asked for twice, at once."""
+
+
+class Came(NamedTuple):
+    """How far a file is: bytes read of one CSV, and its size."""
+
+    path: str
+    read: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How a job now stands."""
+
+    status: str
+    books: Books
+    message: str | None
+
+    @classmethod
+    def of(cls, job: FileProcessing) -> Told:
+        """Tell of a job."""
+        return cls(str(job.status), Books.of(job), job.first_error_message)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a file: its jobs, or what went wrong."""
+
+    jobs: Sequence[Told] = ()
+    error: Exception | None = None
+    broken: Broken = field(default_factory=dict)
+
+
+def take(ingest: Ingest, found: Found) -> Outcome:
+    """Take a file; what goes wrong is told, not raised."""
+    try:
+        jobs = [Told.of(job) for job in ingest.take(found)]
+    except Exception as error:  # noqa: BLE001 - no file may keep all others waiting
+        return Outcome(error=error)
+    return Outcome(jobs)
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+# The process --------------------------------------------------------------------------------
+
+
+def live(descriptor: int, parent: int) -> None:
+    """Be a worker, on a pipe that the process `parent` has the other end of."""
+    # A terminal, or a service manager, tells all processes; our daemon tells us what it means.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _end_with(parent)
+    with Connection(descriptor) as pipe:
+        try:
+            _work(pipe, pipe.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the daemon has ended
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end us when our daemon ends: in a long statement no pipe is looked at."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was quicker
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _work(pipe: Connection, post: Post) -> None:
+    log.configure(*post.log)
+    structlog.contextvars.bind_contextvars(worker=post.number)
+    mail = _Mail(pipe)
+    engine = make_engine(
+        post.url,
+        writer=True,
+        busy_timeout_seconds=post.busy_timeout_seconds,
+        patience=Patience(
+            answer_seconds=post.answer_timeout_seconds,
+            give_up=lambda: mail.is_overdue(post.stop_seconds),
+        ),
+    )
+    ingest = Ingest(
+        sessions=make_sessions(engine),
+        terms=post.terms,
+        clock=utc_now,
+        owner=post.owner,
+        should_stop=mail.asks_to_stop,
+        on_progress=mail.tell_progress,
+    )
+    pipe.send(Ready())
+    try:
+        while given := mail.next():
+            ingest.unrecorded = dict(given.broken)
+            outcome = take(ingest, given.found)
+            _send(pipe, Outcome(outcome.jobs, outcome.error, ingest.unrecorded))
+            if isinstance(outcome.error, StorageFault):
+                # That concerns all files: those that wait here would only meet the same.
+                while mail.given:
+                    mail.given.popleft()
+                    _send(pipe, outcome)
+    finally:
+        engine.dispose()
+
+
+def _send(pipe: Connection, outcome: Outcome) -> None:
+    """Send it; an error that cannot be sent as it is, is put in words."""
+    error = outcome.error
+    if error is not None:
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+        except Exception:  # noqa: BLE001 - whatever its author forgot
+            told = NotSent(f"{type(error).__name__}: {error}")
+            outcome = replace(outcome, error=told)
+    pipe.send(outcome)
+
+
+@dataclass(slots=True)
+class _Mail:
+    """What has come by the pipe and was not done yet."""
+
+    pipe: Connection
+    given: deque[Given] = field(default_factory=deque)
+    stop: Asked = field(default_factory=Asked)
+    _told_at: float = 0.0
+    _is_closed: bool = False
+
+    def next(self) -> Given | None:
+        """Wait for the next file; None when there will be none."""
+        self._look()
+        while not self.given and not self.stop.is_set():
+            self._read()
+        return None if self.stop.is_set() else self.given.popleft()
+
+    def asks_to_stop(self) -> bool:
+        """Whether to end at the next batch border."""
+        self._look()
+        return self.stop.is_set()
+
+    def is_overdue(self, seconds: float) -> bool:
+        """Whether a stop was asked for so long ago, or again."""
+        self._look()
+        return self.stop.is_overdue(seconds)
+
+    def tell_progress(self, path: str, read: int, size: int) -> None:
+        """Tell it, now and then."""
+        if time.monotonic() - self._told_at >= _PROGRESS_SECONDS:
+            self._told_at = time.monotonic()
+            with suppress(OSError):  # the daemon has ended: the next look tells
+                self.pipe.send(Came(path, read, size))
+
+    def _look(self) -> None:
+        while not self._is_closed and self.pipe.poll():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            # Nobody is there any more who would wait for a batch.
+            self._is_closed = True
+            self.stop.ask(signal.SIGTERM)
+            message = Stop()
+        if isinstance(message, Stop):
+            self.stop.ask(signal.SIGTERM)
+        else:
+            self.given.extend(message)
