@@ -267,6 +267,7 @@ class Workers:
         match message:
             case Ready():
                 worker.is_ready = True
+                log.info("worker_started", worker=worker.number, process=worker.process.pid)
                 self._failed_starts = 0
             case Came():
                 self.on_progress(*message)
@@ -345,6 +346,9 @@ class Workers:
         self._offers.clear()
         self._is_started, self.most = False, 1
         self._tell(Stop())
+        if self._team:
+            files = len(self.in_work)
+            log.info("workers_stopping", workers=len(self._team), files=files)
         until = time.monotonic() + self._patience + _GRACE_SECONDS
         has_hurried = False
         while self._team and time.monotonic() < until:
