@@ -125,6 +125,8 @@ class Workers:
 
     def offer(self, offers: Iterable[Offer]) -> None:
         """Offer these instead of what was offered before and nobody has begun."""
+        if self._team:
+            self._listen(0)  # who has begun, or died, while nothing was to be done
         in_work = self.in_work
         self._offers = deque(each for each in offers if each.relative not in in_work)
         if len(self._offers) > 1:
@@ -349,6 +351,9 @@ class Workers:
         if self._team:
             files = len(self.in_work)
             log.info("workers_stopping", workers=len(self._team), files=files)
+        for worker in self._team:
+            if not worker.is_ready:  # it would first come to its beginning
+                worker.process.kill()
         until = time.monotonic() + self._patience + _GRACE_SECONDS
         has_hurried = False
         while self._team and time.monotonic() < until:
