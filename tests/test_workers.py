@@ -158,7 +158,7 @@ def test_two_workers_make_of_an_election_what_one_does(
     plan = Plan(
         seed=31,
         constituencies=4,
-        hours=3,
+        hours=4,
         voters_median=30,
         voters_max=60,
         whole=True,
@@ -344,7 +344,7 @@ def test_kill_9_of_daemons_and_workers_at_any_moment_changes_nothing(
     plan = Plan(
         seed=5,
         constituencies=3,
-        hours=3,
+        hours=4,
         rolls=(60, 80, 100),
         options=(2,),
         defects=defect_names(),
