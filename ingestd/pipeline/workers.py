@@ -40,7 +40,7 @@ _BYTES_AT_HAND = 2 << 20
 # A file costs at least as much as so many bytes do.
 _BYTES_A_FILE = 128 << 10
 # So many files are looked through for one that may be taken now.
-_FILES_LOOKED_THROUGH = 1_000
+_FILES_LOOKED_THROUGH = 300
 # A file larger than this waits for a worker that is starting.
 _MOST_BYTES_MEANWHILE = 8 << 20
 _MOST_DEATHS = 3
@@ -200,26 +200,31 @@ class Workers:
 
     def _hand_out(self) -> None:
         self._fill_up()
-        for worker in sorted(self._team, key=lambda each: each.bytes_held):
-            if not worker.is_ready or len(worker.held) > _FILES_AT_HAND // 2:
-                continue
-            if gift := self._pick(worker):
-                try:
+        idle = [
+            each for each in self._team if each.is_ready and len(each.held) <= _FILES_AT_HAND // 2
+        ]
+        gifts: dict[int, list[Given]] = {each.number: [] for each in idle}
+        # In turn, lest the first be given something of all constituencies, and keep them.
+        while idle:
+            for worker in sorted(idle, key=lambda each: each.bytes_held):
+                if given := self._pick(worker):
+                    gifts[worker.number].append(given)
+                else:
+                    idle.remove(worker)
+        for worker in self._team:
+            if gift := gifts.get(worker.number):
+                with suppress(OSError):  # it has died; that is noticed when it is listened to
                     worker.pipe.send(gift)
-                except OSError:
-                    continue  # it has died; that is noticed when it is listened to
 
-    def _pick(self, worker: _Worker) -> list[Given]:
-        """Choose the next files for a worker: the first that keep no order waiting."""
-        gift: list[Given] = []
+    def _pick(self, worker: _Worker) -> Given | None:
+        """Choose the next file for a worker: the first that keeps no order waiting."""
         skipped: list[Offer] = []
         behind: set[str] = set()
-        share = max(1, len(self._offers) // (2 * len(self._team)))
-        while self._offers and len(skipped) < _FILES_LOOKED_THROUGH:
-            if len(gift) >= share or any(each.is_alone for each in self._team):
-                break
+        given = None
+        while self._offers and given is None and len(skipped) < _FILES_LOOKED_THROUGH:
             offer = self._offers[0]
-            if worker.held and not _fits(worker, offer):
+            is_full = bool(worker.held) and not _fits(worker, offer)
+            if is_full or any(each.is_alone for each in self._team):
                 break
             lanes = offer.lanes(self.ingest)
             if lanes is None and (skipped or any(each.held for each in self._team)):
@@ -234,9 +239,9 @@ class Workers:
                 worker.is_alone = lanes is None
                 broken = self.ingest.unrecorded
                 known = {key: value for key, value in broken.items() if key[0] == found.label}
-                gift.append(Given(found, known))
+                given = Given(found, known)
         self._offers.extendleft(reversed(skipped))
-        return gift
+        return given
 
     def _is_with_another(self, worker: _Worker, lanes: Lanes) -> bool:
         others = [each for each in self._team if each is not worker]
