@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -157,9 +158,17 @@ def _work(pipe: Connection, post: Post) -> None:
         on_progress=mail.tell_progress,
     )
     pipe.send(Ready())
+    looked: set[Path] = set()
     try:
         while given := mail.next():
             ingest.unrecorded = dict(given.broken)
+            if given.found.path not in looked:
+                run = [given.found, *(each.found for each in mail.given)]
+                looked = {found.path for found in run}
+                # What is in the way is said of each file when it is taken.
+                with suppress(StorageFault):
+                    ingest.look_ahead(run)
+            looked.discard(given.found.path)
             outcome = take(ingest, given.found)
             _send(pipe, Outcome(outcome.jobs, outcome.error, ingest.unrecorded))
             if isinstance(outcome.error, StorageFault):
@@ -168,6 +177,7 @@ def _work(pipe: Connection, post: Post) -> None:
                     mail.given.popleft()
                     _send(pipe, outcome)
     finally:
+        ingest.forget_ahead()
         engine.dispose()
 
 

@@ -24,6 +24,7 @@ import structlog
 
 from ingestd.errors import FileVanished, StorageFault, WorkerDied
 from ingestd.pipeline import ledger
+from ingestd.pipeline.ahead import FILES_AHEAD
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.lanes import Lanes, lanes_of
@@ -115,6 +116,8 @@ class Workers:
     from_bytes: int = 0
     on_progress: Callable[[str, int, int], None] = lambda _path, _read, _size: None
     _offers: deque[Offer] = field(default_factory=deque)
+    # The first of them, where the daemon itself looked ahead.
+    _ahead: deque[Offer] = field(default_factory=deque)
     _team: list[_Worker] = field(default_factory=list)
     _results: list[Taken] = field(default_factory=list)
     _is_started: bool = False
@@ -128,6 +131,7 @@ class Workers:
         if self._team:
             self._listen(0)  # who has begun, or died, while nothing was to be done
         in_work = self.in_work
+        self._look_back()
         self._offers = deque(each for each in offers if each.relative not in in_work)
         if len(self._offers) > 1:
             waiting = sum(max(each.size, _BYTES_A_FILE) for each in self._offers)
@@ -136,10 +140,12 @@ class Workers:
 
     def offer_again(self, offers: Iterable[Offer]) -> None:
         """Let these be the first again, in their order."""
+        self._look_back()
         self._offers.extendleft(reversed(list(offers)))
 
     def withdraw(self) -> list[Offer]:
         """Take back what nobody has begun."""
+        self._look_back()
         offers = list(self._offers)
         self._offers.clear()
         return offers
@@ -152,17 +158,18 @@ class Workers:
     @property
     def has_offers(self) -> bool:
         """Whether anything waits for somebody to take it."""
-        return bool(self._offers)
+        return bool(self._ahead or self._offers)
 
     @property
     def first(self) -> Offer:
         """What is to be taken next."""
-        return self._offers[0]
+        return (self._ahead or self._offers)[0]
 
     @property
     def is_busy(self) -> bool:
         """Whether anything waits or is in work."""
-        return bool(self._offers or self._results or any(each.held for each in self._team))
+        is_held = any(each.held for each in self._team)
+        return bool(self.has_offers or self._results or is_held)
 
     # ── doing it ──────────────────────────────────────────────────────────
 
@@ -180,26 +187,47 @@ class Workers:
         return results
 
     def _may_take_here(self) -> bool:
-        if self._results or not self._offers or any(each.is_ready for each in self._team):
+        if self._results or not self.has_offers or any(each.is_ready for each in self._team):
             return False
         if not self._is_started:
             return True
-        first = self._offers[0]  # while they start; what killed one shall not kill us
+        first = self.first  # while they start; what killed one shall not kill us
         return first.size <= _MOST_BYTES_MEANWHILE and first.relative not in self._deaths
 
     def _take_here(self) -> list[Taken]:
         if self._is_started:
             self._fill_up()
             self._listen(0)
-        offer = self._offers.popleft()
-        found = offer.get_ready()
-        if found is None:
+        if not self._ahead:
+            self._look_ahead()
+        offer = self._ahead.popleft() if self._ahead else None
+        # Asked once more: what the one before it met may be in its way, too.
+        found = offer.get_ready() if offer else None
+        if offer is None or found is None:
             return []
         outcome = take(self.ingest, found)
         return [Taken(offer, found, outcome.jobs, outcome.error)]
 
+    def _look_ahead(self) -> None:
+        most = FILES_AHEAD if not self._is_started else 1
+        run: list[Found] = []
+        while self._offers and len(run) < most:
+            offer = self._offers.popleft()
+            if found := offer.get_ready():
+                self._ahead.append(offer)
+                run.append(found)
+        # What is in the way is said of each file when it is taken.
+        with suppress(StorageFault):
+            self.ingest.look_ahead(run)
+
+    def _look_back(self) -> None:
+        self._offers.extendleft(reversed(self._ahead))
+        self._ahead.clear()
+        self.ingest.forget_ahead()
+
     def _hand_out(self) -> None:
         self._fill_up()
+        self._look_back()
         idle = [
             each for each in self._team if each.is_ready and len(each.held) <= _FILES_AT_HAND // 2
         ]
