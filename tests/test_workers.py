@@ -59,8 +59,10 @@ def at_work(start: Start) -> Running:
     daemon = start(wait=True, **TEAM)
     voting = Voting(random.Random(99))
     for hour in (1, 2):
-        drop(daemon.inbox, voting.name(hour), csv_of(voting.ballots(hour, 1)))
-    soon(lambda: is_empty(daemon.inbox) and workers_of(daemon), seconds=60)
+        drop(daemon.folder / "first", voting.name(hour), csv_of(voting.ballots(hour, 1)))
+    # Both at once: for a single file no worker is started.
+    (daemon.folder / "first").rename(daemon.inbox / "first")
+    soon(lambda: is_empty(daemon.inbox) and workers_of(daemon))
     return daemon
 
 
