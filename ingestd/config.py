@@ -116,6 +116,11 @@ class Database(BaseModel):
         description="Say so when SQLite's write-ahead log grows beyond this: some program reads "
         "the database without a break.",
     )
+    postgresql_programs: str = Field(
+        default="",
+        description="The folder of pg_dump and pg_restore, which `ingestd backup` and `restore` "
+        "call for PostgreSQL; empty means the PATH, then /usr/lib/postgresql/*/bin.",
+    )
 
 
 class Watch(BaseModel):

@@ -11,6 +11,7 @@
     ├── WorkerDied                time: the worker that had the file was killed, several times
     ├── NotSent                   what it costs where it was raised: it cannot cross a pipe itself
     ├── CannotAmend               nothing: what a person asks does not fit the job
+    ├── NotMoved                  nothing: no copy, backup or restored database was made
     ├── SchemaMismatch            the daemon: the database must be upgraded first
     └── StorageFault              nothing: database or disk is away; try again later
 
@@ -112,6 +113,10 @@ class NotSent(IngestError):
 
 class CannotAmend(IngestError):
     """What a person asks for does not fit the job as it stands; the sentence says what would."""
+
+
+class NotMoved(IngestError):
+    """A database was not copied, backed up or restored; the sentence says why, and what to do."""
 
 
 class SchemaMismatch(IngestError):

@@ -76,6 +76,30 @@ def current(engine: Engine) -> str | None:
         return _context(connection).get_current_revision()
 
 
+def known_revision(engine: Engine) -> str:
+    """The revision that is there, where this program can work with it or upgrade it.
+
+    Raises SchemaMismatch for a newer schema, and where there is none of ours.
+    """
+    with engine.connect() as connection:
+        _refuse_unknown(connection)
+    found = current(engine)
+    if found is None:
+        raise SchemaMismatch(_not_ours(engine, set(inspect(engine).get_table_names())))
+    return found
+
+
+def goal(revision: str) -> str | None:
+    """The very revision that a word such as `head` means; None for `base`.
+
+    Raises Alembic's CommandError for one that it does not know.
+    """
+    if revision.startswith(("+", "-")):
+        return revision  # so many steps: never where it is now
+    found = _scripts().get_revisions(revision)
+    return found[0].revision if found and found[0] is not None else None
+
+
 def head() -> str:
     """The revision of the schema that this program was written for."""
     revision = _scripts().get_current_head()

@@ -45,7 +45,8 @@ COMMANDS = [
     *("init", "run", "once", "try", "check", "status", "jobs", "jobs show", "jobs make-current"),
     *("jobs forget", "rejects", "rejects export", "rejects replay", "retry", "audit"),
     *("alerts", "stats", "fsck", "simulate"),
-    *("db upgrade", "db downgrade", "db current", "db check"),
+    *("db upgrade", "db downgrade", "db current", "db check", "db copy", "db grant-reader"),
+    *("backup", "restore"),
 ]
 
 

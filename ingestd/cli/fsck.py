@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,9 +73,9 @@ def fsck(
 
     settings = flags.settings()
     answer, plan, outcome = Answer(), Plan(), None
-    with opened(settings, writer=False) as engine, _progress() as on_progress:
-        check = _checker(settings, engine, is_quick=is_quick, on_progress=on_progress)
-        for difference in _differences(engine, check):
+    with opened(settings, writer=False) as engine, screen.progress("looking") as on_progress:
+        check = checker(settings, engine, is_quick=is_quick, on_progress=on_progress)
+        for difference in differences(engine, check):
             answer.take(difference)
             if is_repairing:
                 plan.add(difference)
@@ -85,9 +84,9 @@ def fsck(
             ingest = daemon.make_ingest(settings, engine, is_archiving=False)
             outcome = Repair(ingest, note).carry_out(plan)
         answer = Answer()
-        with opened(settings, writer=False) as engine, _progress() as on_progress:
-            check = _checker(settings, engine, is_quick=is_quick, on_progress=on_progress)
-            for difference in _differences(engine, check):
+        with opened(settings, writer=False) as engine, screen.progress("looking") as on_progress:
+            check = checker(settings, engine, is_quick=is_quick, on_progress=on_progress)
+            for difference in differences(engine, check):
                 answer.take(difference)
     seen = check.seen
     if is_json:
@@ -110,13 +109,14 @@ def fsck(
         raise typer.Exit(FINDINGS)
 
 
-def _checker(
+def checker(
     settings: Settings,
     engine: Engine,
     *,
     is_quick: bool,
     on_progress: Callable[[str, int, int], None],
 ) -> Fsck:
+    """Make what compares a database with these folders."""
     from ingestd import daemon
     from ingestd.cli.database import readers
     from ingestd.pipeline.fsck.check import Fsck, Places
@@ -141,7 +141,7 @@ def _checker(
     )
 
 
-def _differences(engine: Engine, check: Fsck) -> Iterator[Difference]:
+def differences(engine: Engine, check: Fsck) -> Iterator[Difference]:
     """Those of the schema first; where a table is missing, there is nothing else to compare."""
     from ingestd import migrate
     from ingestd.pipeline.fsck.difference import Difference
@@ -151,24 +151,6 @@ def _differences(engine: Engine, check: Fsck) -> Iterator[Difference]:
         yield Difference(code="schema_wrong", about="the schema", what=line)
     if not any(line.startswith(("add_table", "add_column")) for line in differs):
         yield from check.differences()
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """How far it has come, on a terminal."""
-    from ingestd.cli import screen
-
-    console = screen.console(to_stderr=True)
-    if not console.is_terminal:
-        yield lambda _stage, _done, _total: None
-        return
-    with console.status("looking") as status:
-
-        def tell(stage: str, done: int, total: int) -> None:
-            of = f" of {screen.number(total)}" if total else ""
-            status.update(f"{stage}: {screen.number(done)}{of}")
-
-        yield tell
 
 
 def _tell(answer: Answer, seen: Seen, outcome: Outcome | None) -> None:

@@ -1,16 +1,17 @@
-"""`db`: the schema of the database."""
+"""`db`: the schema of the database; `cli.moving` has what concerns it as a whole."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it runs; `--help` stays quick
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ingestd.cli import moving
 from ingestd.cli.flags import FINDINGS, Flags, command
 
 if TYPE_CHECKING:
@@ -19,29 +20,38 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    group = typer.Typer(help="The schema of the database.", no_args_is_help=True)
+    group = typer.Typer(help="The database: its schema, copies, readers.", no_args_is_help=True)
     command(group, "upgrade", examples="ingestd db upgrade")(upgrade)
     command(group, "downgrade", examples="ingestd db downgrade 0001 --yes")(downgrade)
     command(group, "current", examples="ingestd db current")(current)
     command(group, "check", examples="ingestd db check")(check)
+    moving.add_to(app, group)
     app.add_typer(group, name="db")
+
+
+Backup = Annotated[
+    bool,
+    typer.Option(
+        "--backup/--no-backup", help="On SQLite, make a backup beside the database before."
+    ),
+]
 
 
 def upgrade(
     flags: Flags,
     revision: Annotated[str, typer.Argument(help="How far.")] = "head",
+    *,
+    is_kept: Backup = True,
 ) -> None:
-    """Bring the schema up to the one of this program; make a backup first."""
-    from ingestd import migrate
-    from ingestd.cli import screen
+    """Bring the schema up to the one of this program; stop the daemon first.
 
-    url = flags.settings().database.url
-    before = _revision(flags)
-    with _known_revision():
-        migrate.upgrade(url, revision)
-    after = _revision(flags)
-    same = "was already at" if before == after else f"{before or 'empty'} →"
-    screen.say(f"the schema {same} {after}")
+    An SQLite database is copied beside itself before anything changes, and `ingestd restore`
+    takes that back. On PostgreSQL run `ingestd backup` first. The change is one commit: all
+    of it, or nothing.
+    """
+    from ingestd import migrate
+
+    _change(flags, revision, migrate.upgrade, is_kept=is_kept)
 
 
 def downgrade(
@@ -49,24 +59,39 @@ def downgrade(
     revision: Annotated[str, typer.Argument(help="Back to this one; base leaves no table.")],
     *,
     is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    is_kept: Backup = True,
 ) -> None:
     """Take the schema back to an earlier revision.
 
-    What only the later one can hold is lost.
+    What only the later one can hold is lost, but for the backup that is made on SQLite.
     """
     from ingestd import migrate
-    from ingestd.cli import screen
     from ingestd.config import ConfigError
 
-    url = flags.settings().database.url
     if not is_sure:
         if not sys.stdin.isatty():
             raise ConfigError("a downgrade loses data; say --yes to mean it")
         typer.confirm(f"A downgrade to {revision} loses data. Go on?", abort=True)
+    _change(flags, revision, migrate.downgrade, is_kept=is_kept)
+
+
+def _change(
+    flags: Flags, revision: str, change: Callable[[str, str], None], *, is_kept: bool
+) -> None:
+    """Keep what is there, then change it; where there is nothing to do, nothing is kept."""
+    from ingestd import migrate
+    from ingestd.cli import screen
+
+    settings = flags.settings()
     before = _revision(flags)
     with _known_revision():
-        migrate.downgrade(url, revision)
-    screen.say(f"the schema {before or 'empty'} → {_revision(flags) or 'empty'}")
+        is_change = before not in (None, migrate.goal(revision))
+        if is_kept and is_change and (kept := moving.before_change(settings, str(before))):
+            screen.say(f"backup: {kept}")
+        change(settings.database.url, revision)
+    after = _revision(flags)
+    same = "was already at" if before == after else f"{before or 'empty'} →"
+    screen.say(f"the schema {same} {after or 'empty'}")
 
 
 def current(flags: Flags) -> None:

@@ -11,7 +11,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,22 @@ def console(*, to_stderr: bool = False) -> Console:
     if not (sys.stderr if to_stderr else sys.stdout).isatty():
         width = int(os.environ.get("COLUMNS") or _WIDTH_ELSEWHERE)
     return Console(stderr=to_stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def progress(at_first: str) -> Iterator[Callable[[str, int, int], None]]:
+    """How far it has come (stage, done, of how much), on a terminal only."""
+    target = console(to_stderr=True)
+    if not target.is_terminal:
+        yield lambda _stage, _done, _total: None
+        return
+    with target.status(at_first) as status:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            of = f" of {number(total)}" if total else ""
+            status.update(f"{stage}: {number(done)}{of}")
+
+        yield tell
 
 
 def say(line: str = "", *, colour_of: str | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Moving a database as a whole: copies, backups, restoring, and who may read it."""
