@@ -259,6 +259,20 @@ class Ingest(BaseModel):
     )
 
 
+class Keep(BaseModel):
+    """How long what is not needed any more is kept."""
+
+    model_config = _SECTION
+
+    redundant_days: int = Field(
+        default=0,
+        ge=0,
+        description="After so many days `ingestd prune` removes archived files of which another "
+        "one holds every row: duplicates, and publications that a later one repeats whole. 0 "
+        "means never. Jobs, rows, rejects, alerts and all other files are kept for ever.",
+    )
+
+
 class Limits(BaseModel):
     """Where a file stops being believed; beyond a limit it is refused, never read in part."""
 
@@ -340,6 +354,7 @@ class Settings(BaseSettings):
     database: Database = Database()
     watch: Watch = Watch()
     ingest: Ingest = Ingest()
+    keep: Keep = Keep()
     limits: Limits = Limits()
     log: Log = Log()
 
@@ -359,6 +374,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "database": Database,
     "watch": Watch,
     "ingest": Ingest,
+    "keep": Keep,
     "limits": Limits,
     "log": Log,
 }

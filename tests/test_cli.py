@@ -46,7 +46,7 @@ COMMANDS = [
     *("jobs forget", "rejects", "rejects export", "rejects replay", "retry", "audit"),
     *("alerts", "stats", "fsck", "simulate"),
     *("db upgrade", "db downgrade", "db current", "db check", "db copy", "db grant-reader"),
-    *("backup", "restore"),
+    *("backup", "restore", "prune"),
 ]
 
 

