@@ -12,7 +12,7 @@ SECONDS ?= 60
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick reliability bench fuzz lint format check migrations-check wheel-smoke clean
+.PHONY: help demo test quick reliability bench fuzz lint format docs check migrations-check wheel-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ lint: $(READY)  ## ruff, mypy, import contracts
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(READY)  ## write anew what is made from the settings: config.example.toml, docs/configuration.md
+	$(BIN)/python -c 'from ingestd import config; print(config.example_toml(), end="")' >config.example.toml
+	$(BIN)/python -c 'from ingestd import config; print(config.reference(), end="")' >docs/configuration.md
 
 migrations-check: $(READY)  ## the migrations make exactly what the models say
 	.ci/run migrations

@@ -425,6 +425,22 @@ def example_toml() -> str:
     return head + "".join(_section_toml(name, model) for name, model in SECTIONS.items())
 
 
+def reference() -> str:
+    """The same for reading, in Markdown: every setting, its default, what it does."""
+    head = (
+        "# Configuration\n\n"
+        "<!-- Made by `make docs` from the descriptions in ingestd/config.py. -->\n\n"
+        "A flag wins over the environment, that over the file, that over the default. The file is\n"
+        "the one named by `--config` or `INGESTD_CONFIG`, else `ingestd.toml` in the working\n"
+        "folder, else `/etc/ingestd/config.toml`; `ingestd init` writes one that explains itself.\n"
+        "Relative paths in it start at its folder. `ingestd check` says whether all fits.\n"
+        "\n"
+        "In the environment `poll_seconds` of `[watch]` is `INGESTD_WATCH__POLL_SECONDS`; lists\n"
+        "are JSON there.\n"
+    )
+    return head + "".join(_section_markdown(name, model) for name, model in SECTIONS.items())
+
+
 def write_config(folder: Path) -> Path:
     """Make a folder to work in: ingestd.toml, inbox, archive, quarantine; nothing is overwritten.
 
@@ -624,6 +640,15 @@ def _section_toml(name: str, model: type[BaseModel]) -> str:
         words = f"{field.description}{_choices(field)}"
         lines += ["", *textwrap.wrap(words, 96, initial_indent="# ", subsequent_indent="# ")]
         lines += [f"#{key} = {_toml(getattr(model(), key))}"]
+    return "\n".join([*lines, ""])
+
+
+def _section_markdown(name: str, model: type[BaseModel]) -> str:
+    lines = ["", f"## [{name}]", "", f"{model.__doc__}", "", "| setting | default | what it does |"]
+    lines += ["|---|---|---|"]
+    for key, field in model.model_fields.items():
+        words = f"{field.description}{_choices(field)}".replace("|", "\\|")
+        lines += [f"| `{key}` | `{_toml(getattr(model(), key))}` | {words} |"]
     return "\n".join([*lines, ""])
 
 

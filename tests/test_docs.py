@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ingestd import config
+
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 PIPELINE = ROOT / "ingestd" / "pipeline"
 KIND = re.compile(
     r"""kind="([a-z0-9_]+)"
@@ -35,7 +38,12 @@ def test_every_kind_of_refusal_is_explained(kind: str) -> None:
     assert f"`{kind}`" in (ROOT / "docs" / "format.md").read_text()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/format.md", "docs/architecture.md"])
+def test_the_configuration_is_told_as_it_is() -> None:
+    """`make docs` writes it."""
+    assert config.reference() == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     """Relative links name files that are there."""
     path = ROOT / document
