@@ -190,6 +190,8 @@ def _sentence(error: Exception) -> str | None:
             return str(error)
         case DBAPIError() if _is_about_access(error):
             return f"the database does not answer: {str(error.orig).strip()}"
+        case ModuleNotFoundError(name="psycopg"):
+            return "PostgreSQL needs one package more: pip install 'ingestd[postgresql]'"
         case OSError() if error.filename is not None:
             return f"{_name(error.filename)}: {error.strerror}"
         case OSError() if error.strerror:
