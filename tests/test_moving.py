@@ -179,6 +179,7 @@ def test_a_copy_is_the_same_in_every_table(world: World, empty_url: str) -> None
         assert [] == migrate.differences(engine)
 
 
+@pytest.mark.slow
 def test_the_command_copies_and_lets_fsck_look_at_both_sides(
     world: World, tmp_path: Path, did: Did
 ) -> None:
@@ -195,6 +196,7 @@ def test_the_command_copies_and_lets_fsck_look_at_both_sides(
     did("1 copy, held against its source by fsck", rows=sum(told["rows"].values()))
 
 
+@pytest.mark.slow
 def test_a_copy_is_told_in_words(sqlite_url: str, tmp_path: Path, voting: Voting) -> None:
     """What a person reads, with the next step."""
     place = Place(tmp_path, sqlite_url)
@@ -208,6 +210,7 @@ def test_a_copy_is_told_in_words(sqlite_url: str, tmp_path: Path, voting: Voting
     assert not list(tmp_path.glob("copy.db-*")), "one file, nothing beside it"
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_source_is_in_the_copy_and_said(
     sqlite_url: str, tmp_path: Path, voting: Voting
 ) -> None:
@@ -326,6 +329,7 @@ def backups(url: str) -> Backups:
     return Backups(url=url, postgresql_programs=PROGRAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DATABASES)
 def test_a_backup_is_restored_and_what_came_later_is_dropped_again(
     kind: str, databases: Databases, tmp_path: Path, voting: Voting, did: Did
@@ -412,6 +416,7 @@ def test_a_backup_that_breaks_leaves_nothing(sqlite_url: str, tmp_path: Path) ->
 # Upgrades -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_upgrade_keeps_what_was_there_and_restore_takes_it_back(
     sqlite_url: str, tmp_path: Path, voting: Voting
 ) -> None:
@@ -511,6 +516,7 @@ def write(engine: Engine, *statements: str) -> None:
             connection.execute(text(statement))
 
 
+@pytest.mark.slow
 @POSTGRESQL
 def test_a_reader_reads_everything_and_writes_nothing(databases: Databases, tmp_path: Path) -> None:
     """Tables, views, and what later upgrades make; never a row more or less."""

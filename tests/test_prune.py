@@ -168,6 +168,7 @@ def test_a_publication_that_counts_again_meanwhile_stays(world: World) -> None:
     assert [] == world.check()
 
 
+@pytest.mark.slow
 def test_the_command_asks_says_and_removes(sqlite_url: str, tmp_path: Path) -> None:
     """Nothing without a time, nothing without --yes, nothing in a dry run; then an audit line."""
     with open_sessions(sqlite_url) as sessions:
