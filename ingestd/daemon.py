@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import structlog
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, event, make_url
 
 from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.db import make_sessions
@@ -40,7 +40,9 @@ from ingestd.pipeline.watch import Look, Seen, Settling, closed, look_at, scan
 from ingestd.pipeline.worker import Post, Told, utc_now
 from ingestd.pipeline.workers import Offer, Taken, Workers
 from ingestd.pipeline.writers import Writers, writers_of
+from ingestd.standing import Standing
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
+from ingestd.systemd import Systemd
 from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
@@ -50,6 +52,8 @@ _STAMPS_ASKED_AT_ONCE = 1_000
 _TAKING_PER_LOOK = 10
 _LOOKS_APART_SECONDS = 0.1
 _MOST_WORKERS = 2
+# Added where systemd is told how long something may take at most.
+_SPARE_SECONDS = 60
 GAVE_UP = 4
 
 
@@ -408,13 +412,14 @@ def _begin(ingest: Ingest) -> None:
 
 
 @contextmanager
-def _stopping() -> Iterator[Asked]:
+def _stopping(on_stop: Callable[[], None] = lambda: None) -> Iterator[Asked]:
     """Note SIGTERM and SIGINT for the time of the block (main thread only)."""
     stop = Asked()
 
     def note(number: int, _frame: FrameType | None) -> None:
         log.info("stop_requested", signal=signal.Signals(number).name)
         stop.ask(number)
+        on_stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -482,6 +487,52 @@ class Absence:
 
 
 @dataclass(slots=True)
+class Audience:
+    """Who is told how it goes: systemd, and the hooks of the caller."""
+
+    systemd: Systemd = field(default_factory=Systemd)
+    on_ready: Callable[[], None] = lambda: None
+    on_step: Callable[[Step], None] = lambda _step: None
+    standing: Standing = field(default_factory=Standing)
+    is_ready: bool = False
+
+    def looked(self, queued: int, held_up: int) -> None:
+        """The inbox was looked at, after the database had answered: that is all a start is."""
+        self.standing.looked(queued, held_up)
+        self.tell()
+        if not self.is_ready:
+            self.is_ready = True
+            self.systemd.ready()
+
+    def read(self, path: str, done: int, size: int) -> None:
+        """So much of a file is in the tables."""
+        self.standing.read(path, done, size)
+        self.tell()
+
+    def lacks(self, what: str, error: Exception) -> None:
+        """Database or inbox is away; nothing is to be done about it here."""
+        self.standing.lacks(what, error)
+        self.tell()
+
+    def stopping(self, settings: Settings) -> None:
+        """A stop was asked for."""
+        self.standing.is_stopping = True
+        self.systemd.stopping(within_seconds=settings.ingest.stop_seconds + _SPARE_SECONDS)
+        self.tell()
+
+    def starting(self, settings: Settings, *, is_again: bool) -> None:
+        """A start, or a reload: it may last as long as the database takes for one answer."""
+        self.is_ready = False
+        if is_again:
+            self.systemd.reloading()
+        self.systemd.patience(settings.database.answer_timeout_seconds + _SPARE_SECONDS)
+
+    def tell(self) -> None:
+        """Say how it stands."""
+        self.systemd.status(self.standing.sentence())
+
+
+@dataclass(slots=True)
 class Daemon:
     """One inbox, one database, one loop."""
 
@@ -504,6 +555,7 @@ class Daemon:
     seen: Sequence[Seen] = ()
     has_more: bool = False
     obstacles: Obstacles = field(default_factory=Obstacles)
+    audience: Audience = field(default_factory=Audience)
 
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
@@ -522,6 +574,7 @@ class Daemon:
         longest = max(self.settings.watch.poll_seconds, _TAKING_PER_LOOK * (now - started))
         ready = self.settling.complete(root, files, hints, now, claims)
         self.unmarked.note(self.settling.unmarked, now)
+        self.audience.looked(len(files), self.obstacles.held_up)
         self.workers.offer(self._offer(complete, size_of[complete.relative]) for complete in ready)
         taken = self._take_until(now + longest)
         in_work = {label_of(relative) for relative in self.workers.in_work}
@@ -543,17 +596,27 @@ class Daemon:
             is_woken = not self.workers.has_offers and now >= first and self.watcher.is_woken
             if is_woken or now >= end:
                 break
+            self._tell_begun()
             for each in self.workers.next():
+                is_taken = False
                 if isinstance(each.error, StorageFault):  # that concerns all files
                     faults.append(each.error)
                 else:
-                    taken |= self._settle(each)
+                    is_taken = self._settle(each)
+                self.audience.standing.end(each.found.label, is_taken=is_taken)
+                self.audience.tell()
+                taken |= is_taken
             self.wal.look()
         # Workers go on meanwhile; who waits for the next look hears of them late.
         self.has_more = self.workers.is_busy
         if faults:
             raise faults[0]
         return taken
+
+    def _tell_begun(self) -> None:
+        if self.workers.has_offers and not self.workers.in_work:
+            self.audience.standing.begin(label_of(self.workers.first.relative))
+            self.audience.tell()
 
     def _asked_for(self, root: Path) -> dict[Path, str]:
         """Files that a person put back by `ingestd retry`: their markers stayed behind."""
@@ -572,6 +635,7 @@ class Daemon:
             look = look_at(root, self.settings.watch.ignore, self.odd, self.seen)
         except OSError as error:
             self.absence.note(root, error, time.monotonic())
+            self.audience.lacks("the inbox", error)
             return None
         self.absence.end(root, look.identity, time.monotonic())
         self.seen = look.files
@@ -683,6 +747,7 @@ def run(
     reload: Callable[[], Settings] = load_settings,
     on_ready: Callable[[], None] | None = None,
     on_step: Callable[[Step], None] = lambda _step: None,
+    systemd: Systemd | None = None,
 ) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit status.
 
@@ -694,25 +759,50 @@ def run(
         SchemaMismatch: the database must be upgraded first.
     """
     made: set[Path] = set()
-    with _stopping() as stop, _hanging_up() as hung_up, _noting_dead_threads():
+    audience = Audience(systemd or Systemd(), on_ready or (lambda: None), on_step)
+    with (
+        _stopping(lambda: audience.stopping(settings)) as stop,
+        _hanging_up() as hung_up,
+        _noting_dead_threads(),
+    ):
+        audience.starting(settings, is_again=False)
+        _make_folders(settings, made)
         while not stop.is_set():
-            _make_folders(settings, made)
-            if not _serve(settings, stop, hung_up, on_ready, on_step):
+            _note_short_watchdog(settings, audience.systemd)
+            if not _serve(settings, stop, hung_up, audience):
                 return GAVE_UP
-            if hung_up.is_set():
+            if hung_up.is_set() and not stop.is_set():
                 hung_up.clear()
-                settings = _reloaded(settings, reload)
+                audience.starting(settings, is_again=True)
+                settings = _reloaded(settings, reload, made, audience.standing)
     return 0
 
 
-def _reloaded(settings: Settings, reload: Callable[[], Settings]) -> Settings:
+def _reloaded(
+    settings: Settings, reload: Callable[[], Settings], made: set[Path], standing: Standing
+) -> Settings:
     try:
         fresh = reload()
+        _make_folders(fresh, made)
     except ConfigError as error:
         log.error("configuration_refused", error=str(error), kept="the old one")  # noqa: TRY400 - no traceback for a typing mistake
+        standing.complaint = str(error)
         return settings
     log.info("configuration_reloaded")
+    standing.complaint = ""
     return fresh
+
+
+def _note_short_watchdog(settings: Settings, systemd: Systemd) -> None:
+    """A statement may take its time; a restart in the midst of it would only begin it again."""
+    answer = settings.database.answer_timeout_seconds
+    if 0 < systemd.watchdog_seconds <= answer:
+        log.warning(
+            "watchdog_too_short",
+            watchdog_seconds=systemd.watchdog_seconds,
+            answer_timeout_seconds=answer,
+            remedy="WatchdogSec= of the unit must be above database.answer_timeout_seconds",
+        )
 
 
 def _make_folders(settings: Settings, made: set[Path]) -> None:
@@ -731,30 +821,40 @@ def _serve(
     settings: Settings,
     stop: Asked,
     hung_up: Asked,
-    on_ready: Callable[[], None] | None,
-    on_step: Callable[[Step], None],
+    audience: Audience,
 ) -> bool:
     """Open the database and work on it until a stop or a hang-up; False as `_loop` says."""
+
+    def on_away(error: Exception) -> None:
+        audience.systemd.patience(settings.database.answer_timeout_seconds + _SPARE_SECONDS)
+        audience.systemd.alive()
+        audience.lacks("the database", error)
+
     engine = open_patiently(
         settings,
         should_stop=lambda: stop.is_set() or hung_up.is_set(),
         give_up=lambda: stop.is_overdue(settings.ingest.stop_seconds),
+        on_away=on_away,
     )
     if engine is None:
         return True
+    _note_answers(engine, audience.systemd)
     try:
-        return _loop(settings, engine, stop, hung_up, on_ready, on_step)
+        return _loop(settings, engine, stop, hung_up, audience)
     finally:
         engine.dispose()
 
 
+def _note_answers(engine: Engine, systemd: Systemd) -> None:
+    """Let each answer of the database be a sign of life: a commit may be many statements."""
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def on_answer(*_told: object) -> None:
+        systemd.alive()
+
+
 def _loop(
-    settings: Settings,
-    engine: Engine,
-    stop: Asked,
-    hung_up: Asked,
-    on_ready: Callable[[], None] | None,
-    on_step: Callable[[Step], None],
+    settings: Settings, engine: Engine, stop: Asked, hung_up: Asked, audience: Audience
 ) -> bool:
     """Look and take until a stop or a hang-up; a file in work ends at a batch border.
 
@@ -762,12 +862,22 @@ def _loop(
     """
 
     def should_stop() -> bool:
+        # Only the loop and the file in work ask, wherever they have come one step further (the
+        # wait for an answer of the database asks `give_up`): whoever asks does not hang.
+        if not workers.is_any_silent:
+            audience.systemd.alive()
         return stop.is_set() or hung_up.is_set()
 
     is_archiving = settings.watch.after == "archive"
     ingest = make_ingest(
-        settings, engine, is_archiving=is_archiving, should_stop=should_stop, on_step=on_step
+        settings,
+        engine,
+        is_archiving=is_archiving,
+        should_stop=should_stop,
+        on_step=audience.on_step,
     )
+    workers = make_workers(settings, ingest)
+    ingest.on_progress = workers.on_progress = audience.read
     watch = settings.watch
     watcher = Watcher(watch.inbox, wanted=watch.events, probe_seconds=watch.probe_seconds)
     wal = WalWatch(engine, settings.database.wal_warn_mb)
@@ -779,7 +889,8 @@ def _loop(
         Manifests(settings.limits.max_manifest_bytes),
         Leftovers(watch.inbox, watch.archive, watch.manifest_wait_seconds),
         wal,
-        make_workers(settings, ingest),
+        workers,
+        audience=audience,
     )
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
@@ -794,6 +905,7 @@ def _loop(
                 daemon.turn()
                 wal.look()
             except (StorageFault, OSError) as error:
+                audience.lacks("the database or a disk", error)
                 rest(pause.after(error), should_stop)
                 continue
             pause.over()
@@ -804,8 +916,7 @@ def _loop(
                 continue
             if not has_begun:
                 has_begun = True
-                if on_ready:
-                    on_ready()
+                audience.on_ready()
             _wait(watcher, should_stop, _next_look(settings, daemon))
     finally:
         daemon.workers.close(lambda: stop.is_overdue(settings.ingest.stop_seconds))

@@ -56,17 +56,22 @@ def open_database(
 
 
 def open_patiently(
-    settings: Settings, *, should_stop: Callable[[], bool], give_up: Callable[[], bool]
+    settings: Settings,
+    *,
+    should_stop: Callable[[], bool],
+    give_up: Callable[[], bool],
+    on_away: Callable[[Exception], None] = lambda _error: None,
 ) -> Engine | None:
     """Open the database; while it is away, wait and say so once a minute at most.
 
-    None when a stop was asked for before it came.
+    Each try that fails is told to `on_away`. None when a stop was asked for before it came.
     """
     pause = Pause()
     while not should_stop():
         try:
             engine = open_database(settings, writer=True, give_up=give_up)
         except (StorageFault, DBAPIError) as error:
+            on_away(error)
             rest(pause.after(error), should_stop)
         else:
             pause.over()

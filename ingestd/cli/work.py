@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,13 +63,19 @@ def run(flags: Flags) -> None:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C.
 
     SIGHUP reads the settings again. Exit status 4 when the inbox could not be
-    listed for watch.give_up_seconds.
+    listed for watch.give_up_seconds. Under systemd it tells how it goes and feeds
+    the watchdog; `ingestd unit install` makes it a service.
     """
     from ingestd import daemon, log
+    from ingestd.systemd import Systemd
 
+    systemd = Systemd.of(os.environ)
     settings = flags.settings()
     log.configure("debug" if flags.is_debug else settings.log.level, settings.log.format)
-    raise typer.Exit(daemon.run(settings, reload=flags.settings))
+    if sys.stderr is not None:
+        # A watchdog ends what hangs by SIGABRT: the log then shows where it hung.
+        faulthandler.enable()
+    raise typer.Exit(daemon.run(settings, reload=flags.settings, systemd=systemd))
 
 
 def once(

@@ -19,7 +19,6 @@ import fcntl
 import filecmp
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -45,7 +44,7 @@ _renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 _NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def put_away(
+def put_away(  # noqa: PLR0913 - a move, and whom it tells
     path: Path,
     target: Path,
     *,
@@ -53,6 +52,7 @@ def put_away(
     stamp: str | None = None,
     reason: Sequence[str] = (),
     on_step: Callable[[Step], None] = lambda _step: None,
+    heed_stop: Callable[[], None] = lambda: None,
 ) -> bool:
     """Move `path` to `target`, a name below `folder` that is free; says whether by a rename.
 
@@ -81,7 +81,7 @@ def put_away(
             if error.errno != errno.EXDEV:
                 raise
             is_renamed = False
-            _copy_over(path, target, folder, stamp, on_step)
+            _copy_over(path, target, folder, stamp, on_step, heed_stop)
     on_step(Step.MOVED)
     return is_renamed
 
@@ -182,17 +182,25 @@ def link_and_unlink(path: Path, target: Path) -> None:
 
 
 def _copy_over(
-    path: Path, target: Path, folder: Path, stamp: str | None, on_step: Callable[[Step], None]
+    path: Path,
+    target: Path,
+    folder: Path,
+    stamp: str | None,
+    on_step: Callable[[Step], None],
+    heed_stop: Callable[[], None],
 ) -> None:
     """Copy to another file system; the source goes only when the copy is safe on disk.
 
-    The lock is held until the end, so that no second process copies what is about to go.
+    A stop between two blocks takes the copy back; the next start makes it anew. The lock is
+    held until the end, so that no second process copies what is about to go.
     """
     with _partial(folder, name_on_the_way(path)) as (partial, copy):
         with path.open("rb") as source:
             before = os.fstat(source.fileno())
             _reserve(copy, before.st_size)
-            shutil.copyfileobj(source, copy, BLOCK_BYTES)
+            while block := source.read(BLOCK_BYTES):
+                heed_stop()
+                copy.write(block)
         copy.flush()
         os.utime(copy.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
         with suppress(PermissionError):  # not every file system has modes

@@ -303,7 +303,7 @@ class Ingest:
         self, found: Found, source: Source, refusal: FileRefused
     ) -> FileProcessing:
         """A container that cannot be opened has a job of its own."""
-        delivery = whole(found, source)
+        delivery = whole(found, source, heed_stop=self._heed_stop)
         with one_recorder(), self.sessions.begin() as session:
             job = ledger.record(session, delivery, self.clock())
             assert job is not None  # noqa: S101 - a delivery without contract always has a job
@@ -723,7 +723,14 @@ class Ingest:
         refused = [job for job in jobs if job.status == JobState.QUARANTINED]
         folder = self.terms.quarantine if refused else self.terms.archive
         reason = self.reasons(refused) if refused else ()
-        leaving = Leaving(found, source, jobs, sessions=self.sessions, on_step=self.on_step)
+        leaving = Leaving(
+            found,
+            source,
+            jobs,
+            sessions=self.sessions,
+            on_step=self.on_step,
+            heed_stop=self._heed_stop,
+        )
         # What changed since it was read stays, and is looked at anew.
         with suppress(FileChanged):
             leaving.go_to(folder, reason)

@@ -32,6 +32,7 @@ class Leaving:
     _: KW_ONLY
     sessions: sessionmaker[Session]
     on_step: Callable[[Step], None]
+    heed_stop: Callable[[], None]
 
     def go_to(self, folder: Path, reason: Sequence[str]) -> None:
         """Move it below `folder`, with the lines of a `reason` and its markers beside it.
@@ -77,6 +78,7 @@ class Leaving:
                     stamp=self.source.stamp,
                     reason=reason,
                     on_step=self.on_step,
+                    heed_stop=self.heed_stop,
                 )
 
     @contextmanager

@@ -28,11 +28,14 @@ def look_inside(
     sessions: sessionmaker[Session],
     heed_stop: Callable[[], None],
 ) -> list[Inside]:
-    """Hash every CSV, measure what a manifest asks for, and read what the names say."""
+    """Hash every CSV, measure what a manifest asks for, and read what the names say.
+
+    A stop is heeded at every block: what is hashed may be as large as a disk.
+    """
     container_sha256 = None
     if source.is_zip:
         with found.path.open("rb", buffering=0) as stream:
-            container_sha256, _size = sha256_of(stream)
+            container_sha256, _size = sha256_of(stream, _heeding(heed_stop))
         measured.sha256 = container_sha256
         with sessions.begin() as session:
             known = ledger.container_is_known(session, container_sha256)
@@ -47,7 +50,8 @@ def look_inside(
     for csv in csvs:
         heed_stop()
         with source.open(csv) as stream:
-            digest = sha256_of(stream, counted.next_csv() if counted else _nothing)
+            count = counted.next_csv() if counted else _nothing
+            digest = sha256_of(stream, _heeding(heed_stop, count))
         is_alone = len(csvs) == 1
         delivery = deliver(found, source, csv, digest, container_sha256, alone=is_alone)
         deliveries.append((csv, delivery, places_of(found, csv.member)))
@@ -124,10 +128,10 @@ def _again(found: Found, source: Source, job: FileProcessing) -> Delivery:
     )
 
 
-def whole(found: Found, source: Source) -> Delivery:
+def whole(found: Found, source: Source, *, heed_stop: Callable[[], None]) -> Delivery:
     """The delivery of a container that cannot be opened, as a file of its own."""
     with found.path.open("rb", buffering=0) as stream:
-        sha256, size = sha256_of(stream)
+        sha256, size = sha256_of(stream, _heeding(heed_stop))
     return Delivery(
         root=str(found.root),
         path=found.label,
@@ -169,6 +173,16 @@ def places_of(found: Found, member: str | None) -> list[Place]:
 
 def _nothing(_block: bytes) -> None:
     """Nobody counts."""
+
+
+def _heeding(
+    heed_stop: Callable[[], None], also: Callable[[bytes], None] = _nothing
+) -> Callable[[bytes], None]:
+    def take(block: bytes) -> None:
+        heed_stop()
+        also(block)
+
+    return take
 
 
 # A day inside of what `datetime` holds: the same moment must have a name in every time zone.

@@ -69,6 +69,11 @@ class Obstacles:
     _met: dict[Obstacle, _Met] = field(default_factory=dict)
     _before: dict[Path, Obstacle] = field(default_factory=dict)
 
+    @property
+    def held_up(self) -> int:
+        """How many files wait for an obstacle to go."""
+        return len(self._before)
+
     def holds(self, file: Waiting, now: float) -> bool:
         """Say whether a file need not be tried yet."""
         obstacle = self._before.get(file.relative)

@@ -36,6 +36,7 @@ Broken = dict[tuple[str, str], tuple[int, datetime]]
 """As `Ingest.unrecorded`."""
 
 _PROGRESS_SECONDS = 0.2
+_ALIVE_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -66,6 +67,10 @@ class Given(NamedTuple):
 
 class Stop(NamedTuple):
     """End at the next batch border; asked for twice, at once."""
+
+
+class Alive(NamedTuple):
+    """A worker came a step further in what takes it long."""
 
 
 class Came(NamedTuple):
@@ -211,8 +216,10 @@ class _Mail:
         return None if self.stop.is_set() else self.given.popleft()
 
     def asks_to_stop(self) -> bool:
-        """Whether to end at the next batch border."""
+        """Whether to end at the next batch border; who asks has come a step further."""
         self._look()
+        if time.monotonic() - self._told_at >= _ALIVE_SECONDS:
+            self._send(Alive())
         return self.stop.is_set()
 
     def is_overdue(self, seconds: float) -> bool:
@@ -223,9 +230,12 @@ class _Mail:
     def tell_progress(self, path: str, read: int, size: int) -> None:
         """Tell it, now and then."""
         if time.monotonic() - self._told_at >= _PROGRESS_SECONDS:
-            self._told_at = time.monotonic()
-            with suppress(OSError):  # the daemon has ended: the next look tells
-                self.pipe.send(Came(path, read, size))
+            self._send(Came(path, read, size))
+
+    def _send(self, message: Alive | Came) -> None:
+        self._told_at = time.monotonic()
+        with suppress(OSError):  # the daemon has ended: the next look tells
+            self.pipe.send(message)
 
     def _look(self) -> None:
         while not self._is_closed and self.pipe.poll():

@@ -29,7 +29,7 @@ from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.lanes import Lanes, lanes_of
 from ingestd.pipeline.read import open_source
-from ingestd.pipeline.worker import Came, Given, Outcome, Post, Ready, Stop, Told, take
+from ingestd.pipeline.worker import Alive, Came, Given, Outcome, Post, Ready, Stop, Told, take
 from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
@@ -46,6 +46,7 @@ _FILES_LOOKED_THROUGH = 300
 _MOST_BYTES_MEANWHILE = 8 << 20
 _MOST_DEATHS = 3
 _LOOK_SECONDS = 0.25
+_SILENT_SECONDS = 60
 # Beyond the time that a stop has.
 _GRACE_SECONDS = 5
 
@@ -94,6 +95,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     pipe: Connection
     is_ready: bool = False
+    heard_at: float = field(default_factory=time.monotonic)
     held: deque[_Held] = field(default_factory=deque)
     lanes: Counter[str] = field(default_factory=Counter)
     is_alone: bool = False
@@ -154,6 +156,12 @@ class Workers:
     def in_work(self) -> set[Path]:
         """The files that workers have at hand."""
         return {each.offer.relative for worker in self._team for each in worker.held}
+
+    @property
+    def is_any_silent(self) -> bool:
+        """Whether a worker with files at hand came no step further for a minute."""
+        since = time.monotonic() - _SILENT_SECONDS
+        return any(each.held and each.heard_at < since for each in self._team)
 
     @property
     def has_offers(self) -> bool:
@@ -241,6 +249,8 @@ class Workers:
                     idle.remove(worker)
         for worker in self._team:
             if gift := gifts.get(worker.number):
+                if len(worker.held) == len(gift):  # it had nothing, and nothing to tell
+                    worker.heard_at = time.monotonic()
                 with suppress(OSError):  # it has died; that is noticed when it is listened to
                     worker.pipe.send(gift)
 
@@ -298,7 +308,8 @@ class Workers:
         pipes = wait([worker.pipe for worker in self._team], seconds)
         return [worker for worker in self._team if worker.pipe in pipes]
 
-    def _hear(self, worker: _Worker, message: Ready | Came | Outcome) -> None:
+    def _hear(self, worker: _Worker, message: Ready | Alive | Came | Outcome) -> None:
+        worker.heard_at = time.monotonic()
         match message:
             case Ready():
                 worker.is_ready = True
