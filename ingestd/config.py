@@ -90,6 +90,11 @@ class Database(BaseModel):
         description="sqlite:///file (relative to this file; four slashes for an absolute path) or "
         "postgresql://user:password@host/name.",
     )
+    password_file: Path | None = Field(
+        default=None,
+        description="A file with nothing but PostgreSQL's password, for a url without one. The "
+        "service takes it from systemd (docs/install.md).",
+    )
     sqlite_cache_mb: int = Field(
         default=64, ge=1, description="Memory that SQLite may use to keep pages of the database."
     )
@@ -399,11 +404,37 @@ def load_settings(path: Path | None = None, **overrides: object) -> Settings:
     if strangers := [line for place in places for line in place.strangers()]:
         raise ConfigError("\n".join(strangers))
     try:
-        return Settings.model_validate(_merged(places))
+        return _with_password(Settings.model_validate(_merged(places)))
     except ValidationError as error:
         lines = [_in_plain_words(details, places) for details in error.errors()]
     # Outside the handler: Pydantic's own text, chained to ours, may show a password.
     raise ConfigError("\n".join(lines))
+
+
+_MOST_PASSWORD_BYTES = 4096
+
+
+def _with_password(settings: Settings) -> Settings:
+    """The settings with the password that a file holds in their URL; never in a message."""
+    file, url = settings.database.password_file, make_url(settings.database.url)
+    if file is None:
+        return settings
+    if url.get_backend_name() != "postgresql":
+        raise ConfigError("database.password_file: only a postgresql:// url has a password")
+    if url.password:
+        raise ConfigError("database.password_file: the url has a password already; keep one")
+    try:
+        with file.open("rb") as stream:
+            password = stream.read(_MOST_PASSWORD_BYTES).decode().rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"database.password_file: {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"database.password_file: {file}: not UTF-8") from error
+    if not password or "\n" in password:
+        raise ConfigError(f"database.password_file: {file}: must hold one line, the password")
+    whole = url.set(password=password).render_as_string(hide_password=False)
+    database = settings.database.model_copy(update={"url": whole})
+    return settings.model_copy(update={"database": database})
 
 
 def redacted_url(url: str) -> str:
@@ -585,7 +616,10 @@ def _deep_update(values: Values, stronger: Values) -> Values:
 
 
 def _anchored(section: str, key: str, value: object, base: Path) -> object:
-    if SECTIONS[section].model_fields[key].annotation is Path and isinstance(value, str | Path):
+    kind = SECTIONS[section].model_fields[key].annotation
+    if kind == Path | None and not value:
+        return None  # TOML has no other word for nothing than ""
+    if kind in {Path, Path | None} and isinstance(value, str | Path):
         return base / value
     if (section, key) == ("database", "url") and isinstance(value, str):
         return _anchored_url(value, base)
@@ -660,6 +694,8 @@ def _choices(field: FieldInfo) -> str:
 
 def _toml(value: object) -> str:
     match value:
+        case None:
+            return '""'
         case bool() | list() | tuple():
             return json.dumps(value)
         case int():

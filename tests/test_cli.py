@@ -47,6 +47,7 @@ COMMANDS = [
     *("alerts", "stats", "fsck", "simulate"),
     *("db upgrade", "db downgrade", "db current", "db check", "db copy", "db grant-reader"),
     *("backup", "restore", "prune"),
+    *("unit install", "unit print", "unit uninstall"),
 ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import make_url
 
 from ingestd import config
 from ingestd.config import (
@@ -323,6 +324,45 @@ def test_a_refused_url_keeps_its_password(url: str) -> None:
 def test_settings_print_without_the_url() -> None:
     """A settings object in a log line or a traceback gives nothing away."""
     assert "geheim" not in repr(load_settings(database__url="postgresql://u:geheim@h/n"))
+
+
+def test_a_password_may_come_from_a_file(file: Path) -> None:
+    """Neither configuration nor environment holds it; its line end is none of it."""
+    file.with_name("password").write_text("a@b:c/%\n")
+    file.write_text("[database]\nurl = 'postgresql://u@h/d'\npassword_file = 'password'\n")
+    settings = load_settings(file)
+    assert "a@b:c/%" == make_url(settings.database.url).password
+    assert "a@b" not in repr(settings)
+    assert "postgresql+psycopg://u:***@h/d" == redacted_url(settings.database.url)
+
+
+def test_no_password_file_is_an_empty_name(file: Path) -> None:
+    """As the example shows it."""
+    file.write_text("[database]\npassword_file = ''\n")
+    assert load_settings(file).database.password_file is None
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "told"),
+    [
+        ("postgresql://u@h/d", None, "No such file or directory"),
+        ("postgresql://u@h/d", b"", "must hold one line"),
+        ("postgresql://u@h/d", b"geheim\nzwei\n", "must hold one line"),
+        ("postgresql://u@h/d", b"\xffgeheim", "not UTF-8"),
+        ("postgresql://u:geheim@h/d", b"geheim", "has a password already"),
+        ("sqlite:///x.db", b"geheim", "only a postgresql:// url has a password"),
+    ],
+)
+def test_a_password_file_that_cannot_be_used_is_refused_without_showing_it(
+    file: Path, url: str, content: bytes | None, told: str
+) -> None:
+    """The sentence says what is wrong, and nothing of what is in it."""
+    if content is not None:
+        file.with_name("password").write_bytes(content)
+    file.write_text(f"[database]\nurl = '{url}'\npassword_file = 'password'\n")
+    with pytest.raises(ConfigError, match=told) as refused:
+        load_settings(file)
+    assert "geheim" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])

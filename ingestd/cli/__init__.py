@@ -22,6 +22,7 @@ from ingestd.cli import (
     schema,
     simulation,
     status,
+    unit,
     work,
 )
 from ingestd.cli.flags import HELP_NAMES, Config, DatabaseUrl, Debug, Flags
@@ -73,6 +74,7 @@ fsck.add_to(app)
 prune.add_to(app)
 simulation.add_to(app)
 schema.add_to(app)
+unit.add_to(app)
 
 
 def main() -> None:
