@@ -81,7 +81,7 @@ class Machine:
 
     def try_(self, command: str, *, stdin: bytes = b"", user: str = "root") -> tuple[int, str]:
         """Run a shell command in it; its exit status and all that it said."""
-        inside = ("bash", "-c", command)
+        inside: tuple[str, ...] = ("bash", "-c", command)
         if user != "root":
             inside = ("runuser", "-u", user, "--", *inside)
         done = subprocess.run(
