@@ -33,6 +33,7 @@ from ingestd.pipeline import stats
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.load import Loaded, load_batch
+from ingestd.pipeline.read import BLOCK_BYTES
 from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.validate import Record
@@ -569,6 +570,54 @@ def test_the_archive_may_be_on_another_file_system(
     assert [content] * 2 == [path.read_bytes() for path in archived]
     assert {1_700_000_000} == {path.stat().st_mtime for path in archived}
     assert not found.path.exists()
+
+
+@pytest.mark.promise(29)
+def test_a_stop_is_heeded_while_a_file_is_hashed(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, did: Did
+) -> None:
+    """At the next block: a file may be as large as a disk."""
+    found = drop_file(voting.name(8), voting.ballots(8, 2_000))
+    assert found.path.stat().st_size > 2 * BLOCK_BYTES
+    times = iter(range(1, 1_000))
+    ingest.should_stop = lambda: next(times) == 3
+    with pytest.raises(StopRequested):
+        ingest.take(found)
+    assert [] == jobs_of(sessions)
+    ingest.should_stop = lambda: False
+    assert ["completed"] == statuses(ingest.take(found))
+    did("a stop at the second block that is hashed")
+
+
+@pytest.mark.promise(29)
+def test_a_stop_is_heeded_while_a_file_is_copied_to_another_file_system(
+    sessions: Sessions,
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    tmp_path: Path,
+    elsewhere: Path,
+    did: Did,
+) -> None:
+    """No stub stays; the next start copies it whole, and reads no line again."""
+    if elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("all temporary folders are on one file system here")
+    ingest.terms = replace(ingest.terms, archive=elsewhere)
+    found = drop_file(voting.name(8), voting.ballots(8, 2))
+    steps: list[Step] = []
+    ingest.on_step = steps.append
+    ingest.should_stop = lambda: Step.ADDRESSED in steps
+    with pytest.raises(StopRequested):
+        ingest.take(found)
+    assert found.path.exists()
+    assert [] == list(elsewhere.iterdir())
+    steps.clear()
+    ingest.should_stop = lambda: False
+    assert ["completed"] == statuses(ingest.take(found))
+    assert [voting.name(8)] == [path.name for path in elsewhere.iterdir()]
+    assert Step.READ not in steps
+    assert [] == unsound(sessions)
+    did("a stop at the first block that is copied")
 
 
 @pytest.mark.parametrize("rows", [["torn"] * 30, []])

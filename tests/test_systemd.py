@@ -21,7 +21,7 @@ import pytest
 from ingestd.standing import Standing
 from ingestd.systemd import Systemd
 
-from .conftest import Databases, PostgreSQL, Voting, csv_of
+from .conftest import Databases, Did, PostgreSQL, Voting, csv_of
 from .oracle import unsound
 from .proxy import proxy_before
 from .running import environment, is_empty, open_sessions, soon
@@ -298,8 +298,9 @@ def test_a_reload_is_told_and_what_is_wrong_with_it_stays_in_the_status(
     assert 0 == ended(process)
 
 
+@pytest.mark.promise(29)
 def test_a_reload_with_a_folder_that_cannot_be_made_keeps_the_old_configuration(
-    serve: Serve, ear: Ear, sqlite_url: str, tmp_path: Path
+    serve: Serve, ear: Ear, sqlite_url: str, tmp_path: Path, did: Did
 ) -> None:
     """A typing mistake in a path ends no daemon."""
     config = tmp_path / "ingestd.toml"
@@ -311,6 +312,7 @@ def test_a_reload_with_a_folder_that_cannot_be_made_keeps_the_old_configuration(
     process.send_signal(signal.SIGHUP)
     soon(lambda: 2 == len(ear.all("READY")))
     assert 0 == ended(process)
+    did("1 SIGHUP, a folder that cannot be made")
 
 
 def test_an_abstract_socket_is_understood() -> None:
