@@ -30,7 +30,6 @@ PACKAGES = (
 # The Python of that Debian.
 PYTHON = "3.11"
 NEEDED = ("debootstrap", "systemd-nspawn", "nsenter")
-PROGRAM = "/opt/ingestd/bin/ingestd"
 
 
 def what_is_missing() -> str:
