@@ -128,16 +128,16 @@ def booted() -> Iterator[Machine]:
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            soon(lambda: _children(process.pid), seconds=60)
-            machine = Machine(process, _children(process.pid)[0])
-            soon(lambda: _is_up(machine), seconds=120)
+            soon(lambda: _init_of(process.pid), seconds=120)
+            machine = Machine(process, _init_of(process.pid))
+            soon(lambda: _is_up(machine), seconds=180)
             yield machine
         finally:
             _power_off(process)
 
 
 def _power_off(process: subprocess.Popen[bytes]) -> None:
-    for leader in _children(process.pid):
+    if leader := _init_of(process.pid):
         os.kill(leader, signal.SIGRTMIN + 4)  # as systemd(1) says: power off
     try:
         process.wait(timeout=60)
@@ -145,12 +145,18 @@ def _power_off(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def _children(pid: int) -> list[int]:
+def _init_of(pid: int) -> int:
+    """The first process of the machine, or 0: a child that has become systemd."""
     try:
-        told = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        inits = [child for child in children if _name_of(child) == "systemd"]
     except OSError:
-        return []
-    return [int(child) for child in told.split()]
+        return 0
+    return int(inits[0]) if inits else 0
+
+
+def _name_of(pid: str) -> str:
+    return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
 
 
 def _is_up(machine: Machine) -> bool:
