@@ -26,6 +26,9 @@ from .oracle import unsound
 from .proxy import proxy_before
 from .running import environment, is_empty, open_sessions, soon
 
+# Seconds each: `make quick` leaves them out, and CI runs them with one Python.
+pytestmark = pytest.mark.slow
+
 COMMAND = (sys.executable, "-m", "ingestd.cli", "run")
 # The daemon, which hangs as soon as it has read a batch.
 HANGING = """
