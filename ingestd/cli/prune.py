@@ -46,11 +46,11 @@ def prune(
     only copy of anything stays, and so do jobs, rows, rejects, alerts, quarantine and audit
     log, which gets a line for each file. Exit status 1 when a file that stays is not sound.
     """
-    from ingestd import daemon
     from ingestd.cli.database import opened
     from ingestd.config import ConfigError
     from ingestd.db import make_sessions
     from ingestd.pipeline.prune import Prune
+    from ingestd.pipeline.worker import utc_now
 
     settings = flags.settings()
     least = settings.keep.redundant_days if days is None else days
@@ -60,7 +60,7 @@ def prune(
         raise ConfigError("files are removed; say --yes to mean it, or --dry-run to see which")
     with opened(settings, writer=not is_dry) as engine:
         sessions = make_sessions(engine)
-        pruning = Prune(sessions=sessions, clock=daemon.utc_now, keep=timedelta(days=least))
+        pruning = Prune(sessions=sessions, clock=utc_now, keep=timedelta(days=least))
         found = list(pruning.found())
         if found and not (is_dry or is_sure):
             _tell(found, [], is_dry=True)
