@@ -176,6 +176,7 @@ def test_what_was_committed_before_a_kill_is_not_read_in_again(
             check(url, election)
 
 
+@pytest.mark.alone
 @pytest.mark.campaign
 @pytest.mark.promise(3, 4)
 @pytest.mark.parametrize("kind", DATABASES)

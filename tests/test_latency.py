@@ -54,6 +54,7 @@ def seconds_to_be_visible(victim: Victim, dropped: dict[str, float]) -> list[flo
 
 
 # The short form shows the way at a pace that any machine bears; `make reliability` the promise.
+@pytest.mark.alone
 @pytest.mark.promise(35)
 @pytest.mark.parametrize(
     ("pace", "number", "longest"),
