@@ -100,8 +100,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for number, (watchdog, paths, which) in enumerate(_runs(chosen)):
             report = Path(folder) / f"{number}.xml"
-            # What is held against the clock has the machine for itself.
-            workers = "0" if number == 0 else options.workers
+            workers = "0" if which.endswith(_ALONE) else options.workers
             status |= _run(report, watchdog, paths, which, workers, Path(folder))
             _read(report, watchdog, table)
     silent = [number for number in range(1, len(PROMISES) + 1) if number not in table]
@@ -114,14 +113,18 @@ def main() -> int:
     return int(bool(status or silent))
 
 
+# What is held against the clock has the machine for itself.
+_ALONE = " and alone"
+
+
 def _runs(chosen: str) -> Iterator[tuple[str, Sequence[str], str]]:
     """Everything with the watchdog that is installed, and what concerns it with the others."""
     installed = version("watchdog")
-    yield installed, ("tests",), f"({chosen}) and alone"
     yield installed, ("tests",), f"({chosen}) and not alone"
     for other in WATCHDOGS:
         if other != installed:
             yield other, OF_WATCHDOG, chosen
+    yield installed, ("tests",), f"({chosen}){_ALONE}"
 
 
 def _run(
