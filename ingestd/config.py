@@ -332,6 +332,94 @@ class Limits(BaseModel):
     )
 
 
+class Statistics(BaseModel):
+    """When the statistical rules find a count unlikely (docs/detection.md has their error rates)."""
+
+    model_config = _SECTION
+
+    spike_z: FiniteFloat = Field(
+        default=4.5, gt=0, description="unusual_spike and night_surge: bulletins in an hour."
+    )
+    spike_z_large: FiniteFloat = Field(
+        default=5.0, gt=0, description="The same in a fleet of large_fleet constituencies or more."
+    )
+    large_fleet: int = Field(default=2_000, ge=1, description="See spike_z_large.")
+    spike_z_critical: FiniteFloat = Field(
+        default=6.0,
+        gt=0,
+        description="From here on a spike is critical, if it is also 20 ballots and 1 % of the "
+        "roll above what is expected.",
+    )
+    votes_z_more: FiniteFloat = Field(
+        default=0.25,
+        ge=0,
+        description="Votes repeat what bulletins say: by so much more must they be off.",
+    )
+    least_off: FiniteFloat = Field(
+        default=5.0, ge=0, description="An hour's count is off by at least so many ballots."
+    )
+    drop_z: FiniteFloat = Field(default=4.5, gt=0, description="unusual_drop.")
+    shift_z: FiniteFloat = Field(
+        default=5.0, gt=0, description="sustained_shift: six hours against the constituency's level."
+    )
+    region_t: FiniteFloat = Field(
+        default=5.5, gt=0, description="region_correlated: a region against the other regions."
+    )
+    turnout_chance: FiniteFloat = Field(
+        default=1e-5, gt=0, lt=1, description="peer_outlier: turnout at a day's end."
+    )
+    uncast_z: FiniteFloat = Field(
+        default=4.5, gt=0, description="peer_outlier: bulletins without a vote at a day's end."
+    )
+    uncast_least: FiniteFloat = Field(
+        default=10.0, ge=0, description="Off by at least so many bulletins without a vote."
+    )
+    twin_t: FiniteFloat = Field(
+        default=5.0, gt=0, description="peer_outlier: two ballots of one territory in an hour."
+    )
+    lag_z: FiniteFloat = Field(
+        default=5.0, gt=0, description="peer_outlier: votes given the bulletins of their hour."
+    )
+    rejected_share: FiniteFloat = Field(
+        default=0.01, ge=0, le=1, description="rejected_share: what is borne anywhere."
+    )
+    rejected_times: FiniteFloat = Field(
+        default=3.0, gt=0, description="rejected_share: times the share of the region's others."
+    )
+    rejected_least: int = Field(
+        default=5, ge=1, description="rejected_share: rejected ballots in the hour."
+    )
+    empty_hours_published: bool = Field(
+        default=True,
+        description="Whether the source publishes a file for an hour without a transaction. "
+        "If so, an hour without a file is unknown; if not, it is taken for empty once closed.",
+    )
+    voting_hours: int = Field(
+        default=60, ge=1, le=24 * 14, description="Length of a voting of which no end is known."
+    )
+    first_hour: int = Field(
+        default=8, ge=0, le=23, description="The local hour at which votings begin."
+    )
+    overrides: dict[str, dict[str, FiniteFloat]] = Field(
+        default={},
+        description="Other thresholds for one election (its name) or one type of elections: "
+        '[statistics.overrides."Выборы депутатов думы"] and below it spike_z = 5.0.',
+    )
+
+    @model_validator(mode="after")
+    def _overrides_are_thresholds(self) -> Self:
+        fields = type(self).model_fields
+        known = {name for name, field in fields.items() if field.annotation in {float, int}}
+        known -= {"large_fleet", "voting_hours", "first_hour"}
+        for election, keys in self.overrides.items():
+            if strangers := sorted(keys.keys() - known):
+                raise ValueError(
+                    f"overrides of {election}: {', '.join(strangers)} cannot be set for one "
+                    f"election; these can: {', '.join(sorted(known))}"
+                )
+        return self
+
+
 class Log(BaseModel):
     """What is said on standard error."""
 
@@ -361,6 +449,7 @@ class Settings(BaseSettings):
     ingest: Ingest = Ingest()
     keep: Keep = Keep()
     limits: Limits = Limits()
+    statistics: Statistics = Statistics()
     log: Log = Log()
 
     @classmethod
@@ -381,6 +470,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "ingest": Ingest,
     "keep": Keep,
     "limits": Limits,
+    "statistics": Statistics,
     "log": Log,
 }
 
@@ -696,7 +786,7 @@ def _toml(value: object) -> str:
     match value:
         case None:
             return '""'
-        case bool() | list() | tuple():
+        case bool() | list() | tuple() | dict():
             return json.dumps(value)
         case int():
             return f"{value:_}"

@@ -696,6 +696,7 @@ class Walk(RuleBasedStateMachine):
         query = select(Constituency.contract_id, HourlyStats).join(
             HourlyStats, HourlyStats.constituency_id == Constituency.id
         )
+        query = query.where(HourlyStats.is_empty.is_(False))
         with self.sessions() as session:
             return {
                 (contract, hour.hour.hour): +Counter({n: getattr(hour, n) for n in COUNTS})

@@ -5,6 +5,7 @@ from ingestd.models.audit import AuditLog
 from ingestd.models.base import Base, UtcDateTime, table_of
 from ingestd.models.constituency import Constituency
 from ingestd.models.election import Election
+from ingestd.models.evaluation import Evaluation, EvaluationDue
 from ingestd.models.file_processing import FileProcessing
 from ingestd.models.hourly_stats import HourlyStats
 from ingestd.models.reject import Reject
@@ -16,6 +17,8 @@ __all__ = [
     "Base",
     "Constituency",
     "Election",
+    "Evaluation",
+    "EvaluationDue",
     "FileProcessing",
     "HourlyStats",
     "Reject",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Float, ForeignKey, String, UniqueConstraint
+from sqlalchemy import BigInteger, Float, ForeignKey, String, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ingestd.models.base import Base
@@ -14,7 +14,8 @@ from ingestd.models.base import Base
 class HourlyStats(Base):
     """One hour; the whole table is derived: dropped and rebuilt it is the same.
 
-    id = UUIDv5 of constituency and hour.
+    id = UUIDv5 of constituency and hour. The counts are written in the commit of each file, the
+    columns from `coverage` on by the evaluator (`pipeline.evaluator`), seconds later.
     """
 
     __tablename__ = "hourly_stats"
@@ -31,13 +32,18 @@ class HourlyStats(Base):
     list_added: Mapped[int] = mapped_column(BigInteger, default=0)
     list_removed: Mapped[int] = mapped_column(BigInteger, default=0)
     transaction_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    # No transaction lies in it: an hour of the voting that was empty, or whose file is missing.
+    is_empty: Mapped[bool] = mapped_column(default=False, server_default=false())
     # Events per covered hour; null where nothing covers the hour.
     bulletin_velocity: Mapped[float | None] = mapped_column(Float)
     vote_velocity: Mapped[float | None] = mapped_column(Float)
     cumulative_bulletins: Mapped[int] = mapped_column(BigInteger, default=0)
     cumulative_votes: Mapped[int] = mapped_column(BigInteger, default=0)
+    # The share of the hour for which files are here; null until it was evaluated.
     coverage: Mapped[float | None] = mapped_column(Float)
+    # open; closed; provisional (this hour or one before it is not here in full); missing.
     status: Mapped[str] = mapped_column(String(12), default="open")
+    # What the peers make likely, the overdispersion behind it, and how unlikely the count is.
     expected_bulletins: Mapped[float | None] = mapped_column(Float)
     expected_votes: Mapped[float | None] = mapped_column(Float)
     phi: Mapped[float | None] = mapped_column(Float)

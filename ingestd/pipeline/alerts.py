@@ -8,7 +8,7 @@ a restart or another order finds the same alert again. A person's side
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
@@ -585,11 +585,12 @@ def is_said(alert: Alert, finding: Finding) -> bool:
 
 
 def open_alerts(session: Session, constituency_id: uuid.UUID | None) -> list[Alert]:
-    """Give the open alerts of a constituency, or those of none."""
+    """Give the open alerts of a constituency, or those of none; the evaluator keeps its own."""
     whose = Alert.constituency_id == constituency_id
     if constituency_id is None:
         whose = Alert.constituency_id.is_(None)
-    return list(session.scalars(select(Alert).where(whose, Alert.cleared_at.is_(None))))
+    not_peers = Alert.alert_class != "statistical"
+    return list(session.scalars(select(Alert).where(whose, not_peers, Alert.cleared_at.is_(None))))
 
 
 def set_right(
@@ -604,3 +605,17 @@ def set_right(
     for alert in rows:
         alert.alert_class = rules.CLASSES.get(alert.type, alert.alert_class)
     session.flush()
+
+
+def settle_unlikely(
+    session: Session,
+    constituency_id: uuid.UUID | None,
+    findings: Mapping[str, Sequence[Finding]],
+    *,
+    open_rules: Iterable[str],
+    now: datetime,
+) -> None:
+    """Let the statistical alerts of a constituency, or of none, say what the evaluator found."""
+    settle = _Settlement(session, constituency_id, now)
+    for rule in sorted({*open_rules, *findings}):
+        settle(rule, findings.get(rule, ()))

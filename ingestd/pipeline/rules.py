@@ -30,6 +30,13 @@ CLASSES = {
     "slot_republished": "integrity",
     "unknown_operation": "integrity",
     "file_rejected": "feed",
+    "rejected_share": "statistical",
+    "unusual_spike": "statistical",
+    "unusual_drop": "statistical",
+    "night_surge": "statistical",
+    "sustained_shift": "statistical",
+    "region_correlated": "statistical",
+    "peer_outlier": "statistical",
 }
 
 

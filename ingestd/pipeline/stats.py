@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from sqlalchemy import (
     ColumnElement,
+    Insert,
     ScalarSelect,
     Select,
     bindparam,
@@ -26,10 +27,19 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
-from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, table_of
+from ingestd.models import (
+    Alert,
+    Constituency,
+    Election,
+    EvaluationDue,
+    FileProcessing,
+    HourlyStats,
+    table_of,
+)
 from ingestd.pipeline.prepared import Prepared
 from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.slot import Place
@@ -117,7 +127,16 @@ def ensure_constituencies(session: Session, places: Mapping[str, Sequence[Place]
             ensure_constituency(session, keys[key], told)
 
 
+_DUE = insert(table_of(EvaluationDue))
+
+
+def mark_due(session: Session, constituency_id: uuid.UUID) -> None:
+    """Let the evaluator know, in the same commit, that a constituency's peers must be looked at."""
+    session.connection().execute(_DUE, {"id": uuid.uuid4(), "constituency_id": constituency_id})
+
+
 def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
+    mark_due(session, constituency.id)
     constituency.named_by = place.path if place else None
     constituency.region_code = place.region_code if place else None
     constituency.region_name = place.region_name if place else None
@@ -224,6 +243,7 @@ def roll_up(
     hours, revotes = revotes_around(session, constituency_id, touched.hours)
     counted, are_ballots = _count_hours(session, constituency_id, hours, revotes)
     sums = _write_hours(session, constituency_id, hours, counted)
+    mark_due(session, constituency_id)
     _count_slots(session, constituency_id, touched, only_new)
     has_operations = only_new is None or not are_ballots
     facts = _total(session, constituency_id, sums, has_operations=has_operations)
@@ -376,7 +396,17 @@ _HOURS_OF = Prepared(
     .order_by(hourly.c.hour)
 )
 _CHANGE_HOUR = update(hourly).where(hourly.c.id == bindparam("key"))
-_NEW_HOUR = insert(hourly)
+
+
+@cache
+def _new_hour(*, is_on_postgresql: bool) -> Insert:
+    """Insert an hour, or fill the one that the evaluator made for it in this very moment."""
+    dialect = postgresql if is_on_postgresql else sqlite
+    new = dialect.insert(hourly)
+    told = (*_COUNTS, "cumulative_bulletins", "cumulative_votes", "is_empty")
+    return new.on_conflict_do_update(
+        index_elements=["id"], set_={name: new.excluded[name] for name in told}
+    )
 
 
 def _write_hours(
@@ -402,9 +432,7 @@ def _write_hours(
         values = counts | {
             "cumulative_bulletins": sums["bulletins_issued"],
             "cumulative_votes": sums["votes_cast"],
-            "coverage": 1.0,
-            "bulletin_velocity": float(counts["bulletins_issued"]),
-            "vote_velocity": float(counts["votes_cast"]),
+            "is_empty": row is not None and row.is_empty and hour not in counted,
         }
         if row is None:
             key = uuid.uuid5(constituency_id, str(hour))
@@ -413,7 +441,9 @@ def _write_hours(
         elif any(getattr(row, name) != value for name, value in values.items()):
             changed.append(values | {"key": row.id})
     if new:
-        session.connection().execute(_NEW_HOUR, new)
+        session.connection().execute(
+            _new_hour(is_on_postgresql=is_postgresql(session)), new
+        )
     if changed:
         session.connection().execute(_CHANGE_HOUR, changed)
     return sums

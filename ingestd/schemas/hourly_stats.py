@@ -37,6 +37,7 @@ class HourlyStatsResponse(HourlyStatsBase, Outgoing):
 
     constituency_id: uuid.UUID
     status: str
+    is_empty: bool
     coverage: Measure
     bulletin_velocity: Measure
     vote_velocity: Measure

@@ -55,8 +55,6 @@ def _recounted_hours(counted: Counted, revotes: Sequence[Revote]) -> dict[int, d
             "revotes": again[hour],
             "cumulative_bulletins": bulletins,
             "cumulative_votes": votes,
-            "bulletin_velocity": counts["bulletins_issued"],
-            "vote_velocity": counts["votes_cast"],
         }
     return hours
 
@@ -64,7 +62,9 @@ def _recounted_hours(counted: Counted, revotes: Sequence[Revote]) -> dict[int, d
 def _wrong_hours(
     session: Session, constituency: Constituency, hours: Mapping[int, Mapping[str, Any]]
 ) -> Iterator[Difference]:
-    query = select(HourlyStats).where(HourlyStats.constituency_id == constituency.id)
+    query = select(HourlyStats).where(
+        HourlyStats.constituency_id == constituency.id, HourlyStats.is_empty.is_(False)
+    )
     found = {hour_of(row.hour): row for row in session.scalars(query)}
     for hour in sorted(hours.keys() | found.keys()):
         wanted, row = hours.get(hour), found.get(hour)

@@ -1,0 +1,821 @@
+"""The evaluator: works off what the commits of files marked as due, many files together.
+
+A file's commit leaves a mark (`stats.mark_due`) and goes on. One pass takes the marks, reads what
+changed, computes every group of votings anew (each expectation hangs on all peers, and that takes
+milliseconds), writes the cells, alerts and scores that differ, and deletes the marks it took. So
+the same data give the same alerts in any order; a pass that is killed is done again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    String,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.db import AnyRow, is_postgresql
+from ingestd.job_state import JobState
+from ingestd.models import (
+    Alert,
+    Constituency,
+    Election,
+    Evaluation,
+    EvaluationDue,
+    FileProcessing,
+    HourlyStats,
+    table_of,
+)
+from ingestd.pipeline import alerts, fleet, surprises
+from ingestd.pipeline.fleet import CLOSED, COUNTED, MISSING, OPEN, PROVISIONAL, Rows, Voting, Window
+from ingestd.pipeline.peers import Flags, Floats, Ints
+from ingestd.pipeline.rules import MOST_LISTED, Finding
+from ingestd.pipeline.slot import WHOLE
+from ingestd.pipeline.surprises import Group, Surprise
+from ingestd.pipeline.touched import ACCEPTED, chunks, start_of, transaction
+
+TOLD = (
+    *("coverage", "bulletin_velocity", "vote_velocity"),
+    *("expected_bulletins", "expected_votes", "phi", "z_bulletins", "z_votes"),
+)
+"""The columns of an hour that are the evaluator's, with `status`."""
+
+_DECIMALS = np.array([3, 3, 3, 3, 3, 4, 2, 2])
+_LEAST_COVERAGE = 0.25
+_BUSY = timedelta(seconds=60)
+_CELLS_AT_ONCE = 20_000
+_SOME = 500  # constituencies read by their ids; more of them are read in one go
+_OUTSIDE_HOURS = 0.7  # an active integrity warning lifts the score to this, a critical one to 1
+
+hourly, due, turn = table_of(HourlyStats), table_of(EvaluationDue), table_of(Evaluation)
+job, alert = table_of(FileProcessing), table_of(Alert)
+constituency, election = table_of(Constituency), table_of(Election)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """The settings of the statistical rules; `overrides` by an election's name or type."""
+
+    values: Mapping[str, float]
+    overrides: Mapping[str, Mapping[str, float]]
+    empty_hours_published: bool
+    voting_hours: int
+    first_hour: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass did."""
+
+    marks: int
+    constituencies: int
+    cells_changed: int
+    findings: int
+
+
+class LostTurn(Exception):
+    """Another evaluator took over: what this one has read is old."""
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """Evaluates a database; keeps between passes what it has read, as long as nobody else wrote."""
+
+    sessions: sessionmaker[Session]
+    thresholds: Thresholds
+    clock: Callable[[], datetime]
+    should_stop: Callable[[], bool] = lambda: False
+    _generation: int | None = None
+    _rows: dict[uuid.UUID, Rows] = field(default_factory=dict)
+
+    def work_off(self, *, is_alone: bool = False) -> Pass | None:
+        """Evaluate what is due; None when nothing is, or when another evaluator is at it.
+
+        `is_alone` takes the turn over from one that may have died.
+        """
+        with self.sessions() as session:
+            if session.scalar(select(due.c.id).limit(1)) is None:
+                return None
+        if not self._begin(is_alone=is_alone):
+            return None
+        try:
+            return self._evaluate()
+        except LostTurn:
+            self._generation = None
+            return None
+        except BaseException:
+            self._generation = None
+            self._give_back()
+            raise
+
+    def _begin(self, *, is_alone: bool) -> bool:
+        """Take the turn; what was kept is good only if the last turn was ours."""
+        now = self.clock()
+        is_free = or_(turn.c.busy_until.is_(None), turn.c.busy_until < now)
+        with self.sessions.begin() as session:
+            if session.scalar(select(func.count()).select_from(turn)) == 0:
+                session.execute(insert(turn).values(id=1, generation=0))
+            taken = session.execute(
+                update(turn)
+                .where(turn.c.id == 1, *(() if is_alone else (is_free,)))
+                .values(generation=turn.c.generation + 1, busy_until=now + _BUSY)
+                .returning(turn.c.generation)
+            ).scalar_one_or_none()
+        if taken is None:
+            return False
+        if self._generation is None or taken != self._generation + 1:
+            self._rows = {}
+        self._generation = int(taken)
+        return True
+
+    def _give_back(self) -> None:
+        """Let others have the turn at once after a fault; a database that is away has a time-out."""
+        try:
+            with self.sessions.begin() as session:
+                session.execute(update(turn).values(busy_until=None))
+        except Exception:  # noqa: BLE001, S110 - the fault itself is on its way up
+            pass
+
+    def _hold_turn(self, session: Session) -> None:
+        """Make sure that nobody has taken over, and that nobody does before this commit.
+
+        Raises:
+            LostTurn: somebody has.
+        """
+        query = select(turn.c.generation).where(turn.c.id == 1).with_for_update()
+        if session.scalar(query) != self._generation:
+            raise LostTurn
+
+    def _evaluate(self) -> Pass:
+        with self.sessions() as session:
+            # The marks first: what is committed after them comes with marks of its own.
+            marks = session.execute(select(due.c.id, due.c.constituency_id)).all()
+            changed = {mark.constituency_id for mark in marks}
+            votings = read_votings(session)
+            here = {voting.id for voting in votings}
+            if not self._rows or len(changed) > _SOME:
+                self._rows = dict(read_rows(session, None))
+            else:
+                for one in changed:
+                    self._rows.pop(one, None)
+                self._rows.update(read_rows(session, changed & here))
+            integrity = read_integrity(session)
+        known = [voting for voting in votings if voting.id in self._rows]
+        judged = judge(known, self._rows, self.thresholds)
+        number = self._write_cells(judged)
+        self._write_findings(judged, votings, integrity, [mark.id for mark in marks])
+        return Pass(len(marks), len(known), number, sum(len(one.surprises) for one in judged.groups))
+
+    def _write_cells(self, judged: Judged) -> int:
+        """Write what differs, a part in each commit, so that no file waits for long."""
+        number = 0
+        for part in _parts(judged.changes):
+            with self.sessions.begin() as session:
+                self._hold_turn(session)
+                write_cells(session, part)
+            number += len(part)
+        for new in _parts(judged.empties):
+            with self.sessions.begin() as session:
+                self._hold_turn(session)
+                insert_empties(session, new)
+            number += len(new)
+        for carried in _parts(judged.carried):
+            with self.sessions.begin() as session:
+                self._hold_turn(session)
+                carry(session, carried)
+        for rows, told, status in judged.written:
+            rows.told, rows.status = told, status
+        for one in {change[0] for change in judged.empties} | judged.reread:
+            # What another process wrote meanwhile decides: read again with the next pass.
+            self._rows.pop(one, None)
+        if judged.stray:
+            with self.sessions.begin() as session:
+                self._hold_turn(session)
+                delete_empties(session, judged.stray)
+        return number
+
+    def _write_findings(
+        self,
+        judged: Judged,
+        votings: Sequence[Voting],
+        integrity: Mapping[uuid.UUID, str],
+        marks: Sequence[uuid.UUID],
+    ) -> None:
+        now = self.clock()
+        with self.sessions.begin() as session:
+            self._hold_turn(session)
+            settle(session, judged, now)
+            # Last: a file's commit waits for its constituency's row.
+            write_scores(session, votings, judged.scores, integrity)
+            for chunk in chunks(marks):
+                session.execute(delete(due).where(due.c.id.in_(chunk)))
+            # What was let go of is read with the next pass, which needs no mark for it.
+            missing = {voting.id for voting in votings} - self._rows.keys()
+            self._rows.update(read_rows(session, missing))
+            session.execute(update(turn).values(busy_until=None))
+
+
+# Reading ------------------------------------------------------------------------------------
+
+
+def read_votings(session: Session) -> list[Voting]:
+    """Read every constituency with its election."""
+    c = constituency.c
+    query = (
+        select(
+            *(c.id, c.contract_id, c.name, c.region_code, c.region_name, c.election_id),
+            *(c.registered_voters, c.voting_start, c.voting_end),
+            election.c.name.label("election"),
+            election.c.type.label("election_type"),
+        )
+        .select_from(constituency.outerjoin(election, election.c.id == c.election_id))
+        .order_by(c.contract_id)
+    )
+    return [
+        Voting(
+            id=row.id,
+            contract_id=row.contract_id,
+            name=row.name or "",
+            region=row.region_code or "",
+            region_name=row.region_name or "",
+            election=row.election or "",
+            election_type=row.election_type or "",
+            roll=row.registered_voters,
+            start=fleet.hour_near(row.voting_start),
+            end=fleet.hour_near(row.voting_end),
+        )
+        for row in session.execute(query)
+    ]
+
+
+def read_rows(
+    session: Session, wanted: Iterable[uuid.UUID] | None
+) -> Iterator[tuple[uuid.UUID, Rows]]:
+    """Read the hours of constituencies, and what their files cover; None means of all."""
+    if wanted is None:
+        yield from _read(session, None)
+        return
+    for chunk in chunks(sorted(wanted)):
+        yield from _read(session, chunk)
+
+
+def _read(
+    session: Session, wanted: Sequence[uuid.UUID] | None
+) -> Iterator[tuple[uuid.UUID, Rows]]:
+    files: dict[uuid.UUID, list[tuple[str | None, bool, int]]] = {}
+    whose = () if wanted is None else (job.c.constituency_id.in_(wanted),)
+    query = (
+        select(
+            *(_text_of(session, job.c.constituency_id), job.c.slot, job.c.is_cumulative),
+            job.c.slot_bulletins + job.c.slot_votes,
+        )
+        .where(
+            job.c.status == JobState.COMPLETED,
+            job.c.duplicate_of_id.is_(None),
+            job.c.constituency_id.is_not(None),
+            *whose,
+        )
+        .order_by(job.c.constituency_id)
+    )
+    for key, group in groupby(session.execute(query), itemgetter(0)):
+        files[uuid.UUID(key)] = [(slot, bool(total), int(number)) for _, slot, total, number in group]
+    whose = () if wanted is None else (hourly.c.constituency_id.in_(wanted),)
+    for key, group in groupby(session.execute(_hours(session).where(*whose)), itemgetter(0)):
+        one = uuid.UUID(key)
+        rows = _rows_from(list(group))
+        fleet.cover(rows, files.pop(one, ()))
+        yield one, rows
+    for one, slots in files.items():
+        rows = _rows_from([])
+        fleet.cover(rows, slots)
+        yield one, rows
+
+
+_NUMBERS = (
+    *("bulletins_issued", "votes_cast", "votes_rejected", "issues_rejected"),
+    *("cumulative_bulletins", "cumulative_votes", *TOLD),
+)
+
+
+def _hours(session: Session) -> Any:
+    h = hourly.c
+    columns = [h[name] for name in _NUMBERS]
+    return select(
+        _text_of(session, h.constituency_id),
+        _hour_number(session),
+        *columns,
+        h.status,
+        h.is_empty,
+    ).order_by(h.constituency_id, h.hour)
+
+
+def _text_of(session: Session, column: ColumnElement[Any]) -> ColumnElement[str]:
+    """An id as text: making objects of hundreds of thousands takes a second."""
+    return cast(column, String) if is_postgresql(session) else type_coerce(column, String)
+
+
+def _hour_number(session: Session) -> ColumnElement[int]:
+    if is_postgresql(session):
+        return cast(func.extract("epoch", hourly.c.hour) / 3600, BigInteger)
+    return cast(func.strftime("%s", hourly.c.hour), BigInteger) // 3600
+
+
+def _rows_from(found: Sequence[AnyRow]) -> Rows:
+    numbers = np.array([row[2 : 2 + len(_NUMBERS)] for row in found], np.float64)
+    numbers = numbers.reshape(len(found), len(_NUMBERS))
+    return Rows(
+        hours=np.array([row[1] for row in found], np.int64),
+        counts=numbers[:, :4],
+        cumulative=numbers[:, 4:6],
+        told=numbers[:, 6:],
+        status=np.array([_STATUS_CODES.get(row[-2], -1) for row in found], np.int64),
+        is_empty=np.array([bool(row[-1]) for row in found], np.bool_),
+    )
+
+
+_STATUS_CODES = {name: number for number, name in enumerate(fleet.STATUSES)}
+
+
+def read_integrity(session: Session) -> dict[uuid.UUID, str]:
+    """The worst severity of the active integrity alerts of each constituency."""
+    query = (
+        select(alert.c.constituency_id, func.min(alert.c.severity))
+        .where(
+            alert.c["class"] == "integrity",
+            alert.c.cleared_at.is_(None),
+            alert.c.severity.in_(("critical", "warning")),  # in the order of the alphabet, too
+            alert.c.constituency_id.is_not(None),
+        )
+        .group_by(alert.c.constituency_id)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+# Judging ------------------------------------------------------------------------------------
+
+Change = tuple[uuid.UUID, int, tuple[float | None, ...], str]
+Empty = tuple[uuid.UUID, int, tuple[float | None, ...], str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedGroup:
+    """A group of votings with what the rules found in it."""
+
+    group: Group
+    surprises: Sequence[Surprise]
+
+
+@dataclass(slots=True)
+class Judged:
+    """What the tables should say."""
+
+    groups: list[JudgedGroup] = field(default_factory=list)
+    scores: dict[uuid.UUID, float] = field(default_factory=dict)
+    shifts: dict[uuid.UUID, int] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    carried: list[tuple[uuid.UUID, int, int, int]] = field(default_factory=list)
+    empties: list[Empty] = field(default_factory=list)
+    stray: list[tuple[uuid.UUID, int]] = field(default_factory=list)
+    written: list[tuple[Rows, Floats, Ints]] = field(default_factory=list)
+    reread: set[uuid.UUID] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """The evaluator's columns of one constituency's hours of vote."""
+
+    start: int
+    told: Floats  # (hours, TOLD)
+    status: Ints
+    is_shown: Flags  # closed or covered: an hour without a row gets one
+
+
+def judge(
+    votings: Sequence[Voting], rows: Mapping[uuid.UUID, Rows], thresholds: Thresholds
+) -> Judged:
+    """Say what all tables should say; pure."""
+    spans = fleet.windows(votings, usual_hours=thresholds.voting_hours)
+    shifts = _shifts(votings, rows)
+    covered = {voting.id: _covered(rows[voting.id], shifts[voting.region]) for voting in votings}
+    judged = Judged(shifts={voting.id: shifts[voting.region] for voting in votings})
+    cells: dict[uuid.UUID, _Cells] = {}
+    for group in fleet.grouped(votings, spans):
+        cells |= _judge_group(judged, group, spans, rows, covered, thresholds)
+    for voting in votings:
+        _compare(judged, voting, rows[voting.id], covered[voting.id], cells.get(voting.id))
+    return judged
+
+
+def _shifts(
+    votings: Sequence[Voting], rows: Mapping[uuid.UUID, Rows]
+) -> dict[str, int]:
+    by_region: dict[str, list[Rows]] = defaultdict(list)
+    for voting in votings:
+        by_region[voting.region].append(rows[voting.id])
+    usual = fleet.shift_of([rows[voting.id] for voting in votings]) or 0
+    found = {region: fleet.shift_of(each) for region, each in by_region.items()}
+    return {region: usual if shift is None else shift for region, shift in found.items()}
+
+
+def _covered(rows: Rows, shift: int) -> dict[int, float]:
+    """The share of each UTC hour for which files are here."""
+    shares: dict[int, float] = defaultdict(float)
+    for hour, share in zip(rows.named.tolist(), rows.share.tolist(), strict=True):
+        shares[hour - shift] = min(1.0, shares[hour - shift] + share)
+    return shares
+
+
+def _judge_group(  # noqa: PLR0913, PLR0917 - everything that is known of a group
+    judged: Judged,
+    votings: Sequence[Voting],
+    spans: Mapping[uuid.UUID, Window],
+    rows: Mapping[uuid.UUID, Rows],
+    covered: Mapping[uuid.UUID, Mapping[int, float]],
+    thresholds: Thresholds,
+) -> dict[uuid.UUID, _Cells]:
+    hours = max(spans[voting.id].hours for voting in votings)
+    coverage = np.zeros((len(votings), hours))
+    counts = {name: np.zeros((len(votings), hours)) for name in COUNTED}
+    for number, voting in enumerate(votings):
+        start, mine = spans[voting.id].start, rows[voting.id]
+        for hour, share in covered[voting.id].items():
+            if 0 <= hour - start < hours:
+                coverage[number, hour - start] = share
+        place = mine.hours - start
+        inside = (place >= 0) & (place < hours)
+        if mine.has_whole:
+            coverage[number] = 1.0
+        elif mine.has_slotless:
+            coverage[number, place[inside & ~mine.is_empty]] = 1.0
+        for column, name in enumerate(COUNTED):
+            counts[name][number, place[inside]] = mine.counts[inside, column]
+    starts = np.array([spans[voting.id].start for voting in votings], np.int64)
+    region = fleet.regions_of(votings, spans)
+    here = fleet.delivered(
+        coverage,
+        np.array([spans[voting.id].hours for voting in votings], np.int64),
+        starts,
+        region[0],
+        has_empty_hours=thresholds.empty_hours_published,
+    )
+    limits = _limits(votings, thresholds)
+    group = fleet.assemble(
+        votings, spans, counts, here, region, limits=limits, first_hour=thresholds.first_hour
+    )
+    figures = surprises.figures_of(group)
+    judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
+    score = surprises.scores(group, figures)
+    judged.scores |= {
+        voting.id: round(float(one), 4)
+        for voting, one in zip(votings, score, strict=True)
+        if not np.isnan(one)
+    }
+    told = _told(group, figures, here)
+    status = np.full(coverage.shape, OPEN)
+    is_here = here.coverage > 0
+    status[here.is_closed & is_here] = CLOSED
+    status[here.is_closed & is_here & here.is_provisional] = PROVISIONAL
+    status[here.is_closed & ~is_here] = MISSING
+    shown = here.inside & (here.is_closed | is_here)
+    return {
+        voting.id: _Cells(int(starts[number]), told[number], status[number], shown[number])
+        for number, voting in enumerate(votings)
+    }
+
+
+def _limits(votings: Sequence[Voting], thresholds: Thresholds) -> dict[str, Floats]:
+    """Every threshold by constituency: an election's own, its type's, the fleet's."""
+    values = dict(thresholds.values)
+    if len(votings) >= values["large_fleet"]:
+        values["spike_z"] = max(values["spike_z"], values["spike_z_large"])
+    limits = {name: np.full(len(votings), float(value)) for name, value in values.items()}
+    for number, voting in enumerate(votings):
+        for key in (voting.election_type, voting.election):
+            for name, value in thresholds.overrides.get(key, {}).items() if key else ():
+                limits[name][number] = value
+    return limits
+
+
+def _told(group: Group, figures: surprises.Figures, here: fleet.Delivered) -> Floats:
+    """The evaluator's columns as they are stored; nan is null."""
+    known = group.fleet.known & figures.enough[None, :]
+    unknown = here.coverage <= 0
+    covered = np.maximum(here.coverage, _LEAST_COVERAGE)
+    issued, cast_ = group.counts["bulletins"], group.counts["votes"]
+    columns = [
+        here.coverage,
+        np.where(unknown, np.nan, issued / covered),
+        np.where(unknown, np.nan, cast_ / covered),
+        np.where(known, figures.bulletins.mu, np.nan),
+        np.where(known, figures.votes.mu, np.nan),
+        np.where(known, figures.bulletins.phi, np.nan),
+        figures.bulletins.z,
+        figures.votes.z,
+    ]
+    return _rounded(np.stack(columns, axis=2))
+
+
+def _rounded(told: Floats) -> Floats:
+    for column, decimals in enumerate(_DECIMALS):
+        told[..., column] = np.round(told[..., column], decimals)
+    return told + 0.0  # no minus zero
+
+
+def _compare(
+    judged: Judged,
+    voting: Voting,
+    rows: Rows,
+    covered: Mapping[int, float],
+    cells: _Cells | None,
+) -> None:
+    """Find what differs between the table and what it should say, for one constituency."""
+    told = np.full(rows.told.shape, np.nan)
+    status = np.full(rows.hours.shape, OPEN)
+    hours = len(cells.status) if cells else 0
+    place = rows.hours - (cells.start if cells else 0)
+    inside = (place >= 0) & (place < hours)
+    if cells:
+        told[inside], status[inside] = cells.told[place[inside]], cells.status[place[inside]]
+    for number in np.flatnonzero(~inside):
+        told[number], status[number] = _outside(rows, int(number), covered)
+    differs = (status != rows.status) | ~_same(told, rows.told).all(axis=1)
+    shown = np.zeros(len(rows.hours), bool)
+    if cells:
+        shown[inside] = cells.is_shown[place[inside]]
+    # Hours that this module made and that no longer are hours of the voting.
+    stray = rows.is_empty & ~shown
+    judged.stray += [(voting.id, int(hour)) for hour in rows.hours[stray]]
+    if stray.any():
+        judged.reread.add(voting.id)
+    for number in np.flatnonzero(differs & ~stray):
+        values = _nulls(told[number])
+        name = fleet.STATUSES[status[number]]
+        judged.changes.append((voting.id, int(rows.hours[number]), values, name))
+    if (differs & ~stray).any():
+        judged.written.append((rows, told, status))
+    if rows.is_empty.any():
+        _carry(judged, voting, rows, stray)
+    if cells:
+        _add_empties(judged, voting, rows, cells, set(place[inside].tolist()))
+
+
+def _carry(judged: Judged, voting: Voting, rows: Rows, stray: Flags) -> None:
+    """Carry the sums on through hours that were added while a file was being counted."""
+    # A run of empty hours takes its sums from the last hour that is not empty.
+    source = np.maximum.accumulate(np.where(rows.is_empty, -1, np.arange(len(rows.hours))))
+    before = np.where((source >= 0)[:, None], rows.cumulative[source], 0.0)
+    for number in np.flatnonzero(rows.is_empty & ~stray & (before != rows.cumulative).any(axis=1)):
+        issued, cast_ = before[number]
+        judged.carried.append((voting.id, int(rows.hours[number]), int(issued), int(cast_)))
+        judged.reread.add(voting.id)
+
+
+def _outside(rows: Rows, number: int, covered: Mapping[int, float]) -> tuple[Floats, int]:
+    """An hour before or after the voting, or of a voting of which no beginning is known."""
+    share = covered.get(int(rows.hours[number]), 0.0)
+    if rows.has_whole or (rows.has_slotless and not rows.is_empty[number]):
+        share = 1.0
+    told = np.full(len(TOLD), np.nan)
+    told[0] = share
+    if share > 0:
+        told[1:3] = rows.counts[number, :2] / max(share, _LEAST_COVERAGE)
+    return _rounded(told), CLOSED if share >= 1 else PROVISIONAL
+
+
+def _same(one: Floats, other: Floats) -> Flags:
+    return np.asarray((one == other) | (np.isnan(one) & np.isnan(other)))
+
+
+def _nulls(values: Floats) -> tuple[float | None, ...]:
+    return tuple(None if value != value else value for value in values.tolist())  # noqa: PLR0124 - nan
+
+
+def _add_empties(
+    judged: Judged, voting: Voting, rows: Rows, cells: _Cells, present: set[int]
+) -> None:
+    for place in np.flatnonzero(cells.is_shown):
+        if int(place) in present:
+            continue
+        hour = cells.start + int(place)
+        before = int(np.searchsorted(rows.hours, hour))
+        issued, cast_ = rows.cumulative[before - 1] if before else (0, 0)
+        judged.empties.append(
+            (
+                *(voting.id, hour, _nulls(cells.told[place])),
+                *(fleet.STATUSES[cells.status[place]], int(issued), int(cast_)),
+            )
+        )
+
+
+# Writing ------------------------------------------------------------------------------------
+
+
+def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), _CELLS_AT_ONCE):
+        yield items[start : start + _CELLS_AT_ONCE]
+
+
+@cache
+def _on_sqlite() -> str:
+    columns = ", ".join(f"{name} = ?" for name in (*TOLD, "status"))
+    return f"UPDATE hourly_stats SET {columns} WHERE constituency_id = ? AND hour = ?"  # noqa: S608 - names of columns
+
+
+def write_cells(session: Session, changes: Sequence[Change]) -> None:
+    """Write the evaluator's columns of these hours, and nothing else of them."""
+    connection = session.connection()
+    if not is_postgresql(session):
+        texts = {hour: f"{start_of(hour):%Y-%m-%d %H:%M:%S.%f}" for _, hour, _, _ in changes}
+        connection.exec_driver_sql(
+            _on_sqlite(),
+            [(*values, status, one.hex, texts[hour]) for one, hour, values, status in changes],
+        )
+        return
+    names = (*TOLD, "status")
+    connection.exec_driver_sql(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS evaluated (constituency_id uuid, hour timestamptz, "
+        + "".join(f"{name} double precision, " for name in TOLD)
+        + "status text) ON COMMIT DELETE ROWS"
+    )
+    cursor = connection.connection.cursor()
+    with cursor.copy("COPY evaluated FROM STDIN") as copy:
+        for one, hour, values, status in changes:
+            copy.write_row((one, start_of(hour), *values, status))
+    cursor.close()
+    # In the order in which a file's commit locks the hours of its constituency: no deadlock.
+    connection.exec_driver_sql(
+        "SELECT count(*) FROM (SELECT 1 FROM hourly_stats h JOIN evaluated e USING "
+        "(constituency_id, hour) ORDER BY constituency_id, hour FOR UPDATE OF h) AS locked"
+    )
+    connection.exec_driver_sql(
+        "UPDATE hourly_stats h SET "
+        + ", ".join(f"{name} = e.{name}" for name in names)
+        + " FROM evaluated e WHERE h.constituency_id = e.constituency_id AND h.hour = e.hour"
+    )
+
+
+def insert_empties(session: Session, empties: Sequence[Empty]) -> None:
+    """Add hours of the voting in which no transaction lies; a file that is quicker wins."""
+    from ingestd.pipeline.touched import insert_missing  # noqa: PLC0415
+
+    none = dict.fromkeys(
+        (
+            *("bulletins_issued", "votes_cast", "votes_rejected", "issues_rejected", "revotes"),
+            *("rolled_back", "list_added", "list_removed", "transaction_count"),
+        ),
+        0,
+    )
+    rows = [
+        {
+            "id": uuid.uuid5(one, str(hour)),
+            "constituency_id": one,
+            "hour": start_of(hour),
+            "is_empty": True,
+            "status": status,
+            "cumulative_bulletins": issued,
+            "cumulative_votes": cast_,
+            **none,
+            **dict(zip(TOLD, values, strict=True)),
+        }
+        for one, hour, values, status, issued, cast_ in empties
+    ]
+    insert_missing(session, hourly, rows)
+
+
+_CARRY = update(hourly).where(hourly.c.id == bindparam("key"), hourly.c.is_empty)
+
+
+def carry(session: Session, carried: Sequence[tuple[uuid.UUID, int, int, int]]) -> None:
+    """Set the sums of empty hours."""
+    rows = [
+        {
+            "key": uuid.uuid5(one, str(hour)),
+            "cumulative_bulletins": issued,
+            "cumulative_votes": cast_,
+        }
+        for one, hour, issued, cast_ in carried
+    ]
+    session.connection().execute(_CARRY, rows)
+
+
+def delete_empties(session: Session, stray: Sequence[tuple[uuid.UUID, int]]) -> None:
+    """Delete hours that are none of the voting's any more."""
+    keys = [uuid.uuid5(one, str(hour)) for one, hour in stray]
+    for chunk in chunks(keys):
+        session.execute(delete(hourly).where(hourly.c.id.in_(chunk), hourly.c.is_empty))
+
+
+def write_scores(
+    session: Session,
+    votings: Sequence[Voting],
+    scores: Mapping[uuid.UUID, float],
+    integrity: Mapping[uuid.UUID, str],
+) -> None:
+    """Write anomaly_score where it differs; an active integrity alert lifts it."""
+    c = constituency.c
+    now = dict(session.execute(select(c.id, c.anomaly_score)).tuples().all())
+    floors = {"critical": 1.0, "warning": _OUTSIDE_HOURS}
+    for voting in votings:
+        score = scores.get(voting.id)
+        if floor := floors.get(integrity.get(voting.id, "")):
+            score = max(score or 0.0, floor)
+        if voting.id in now and now[voting.id] != score:
+            change = update(constituency).where(c.id == voting.id)
+            session.execute(change.values(anomaly_score=score, updated_at=c.updated_at))
+
+
+def settle(session: Session, judged: Judged, now: datetime) -> None:
+    """Let the statistical alerts say what was found, with the evidence for it."""
+    open_rules: dict[uuid.UUID | None, set[str]] = defaultdict(set)
+    query = select(alert.c.constituency_id, alert.c.type).where(
+        alert.c["class"] == "statistical", alert.c.cleared_at.is_(None)
+    )
+    for row in session.execute(query.distinct()):
+        open_rules[row[0]].add(row[1])
+    found: dict[uuid.UUID | None, dict[str, list[Finding]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for one in judged.groups:
+        for surprise in one.surprises:
+            whose = None if surprise.one is None else one.group.ids[surprise.one]
+            finding = _with_evidence(session, one.group, surprise, judged.shifts)
+            found[whose][finding.rule].append(finding)
+    for whose in sorted({*open_rules, *found}, key=str):
+        by_rule = found.get(whose, {})
+        alerts.settle_unlikely(
+            session, whose, by_rule, open_rules=open_rules.get(whose, ()), now=now
+        )
+
+
+def _with_evidence(
+    session: Session, group: Group, surprise: Surprise, shifts: Mapping[uuid.UUID, int]
+) -> Finding:
+    """Add the first transactions of the hours, and the files that cover them."""
+    finding = surprise.finding
+    if surprise.one is None:
+        return finding
+    one = group.ids[surprise.one]
+    start = int(group.starts[surprise.one])
+    since, until = (start_of(start + hour) for hour in (surprise.hours[0], surprise.hours[-1] + 1))
+    t = transaction.c
+    shown: list[str] = []
+    if surprise.series:
+        tally = "bulletin" if surprise.series == "bulletins" else "vote"
+        query = (
+            select(t.tx_id)
+            .where(
+                t.constituency_id == one,
+                t.timestamp >= since,
+                t.timestamp < until,
+                t.tally == tally,
+                t.status == ACCEPTED,
+            )
+            .order_by(t.timestamp, t.tx_id)
+            .limit(MOST_LISTED)
+        )
+        shown = list(session.scalars(query))
+    finding.details["transactions"] = shown
+    finding.details["files"] = _files_behind(
+        session, one, {start + hour + shifts[one] for hour in surprise.hours}
+    )
+    return finding
+
+
+def _files_behind(session: Session, one: uuid.UUID, named: set[int]) -> list[dict[str, Any]]:
+    """The current files that cover these hours, by the hours of their names."""
+    query = (
+        select(job.c.slot, job.c.sha256)
+        .where(
+            job.c.constituency_id == one,
+            job.c.status == JobState.COMPLETED,
+            job.c.duplicate_of_id.is_(None),
+        )
+        .order_by(job.c.slot, job.c.sha256)
+    )
+    return [
+        {"slot": row.slot, "sha256": row.sha256}
+        for row in session.execute(query)
+        if row.slot in {None, WHOLE}
+        or any(hour in named for hour, _ in fleet.hours_of_slot(row.slot))
+    ]
