@@ -360,7 +360,9 @@ class Statistics(BaseModel):
     )
     drop_z: FiniteFloat = Field(default=4.5, gt=0, description="unusual_drop.")
     shift_z: FiniteFloat = Field(
-        default=5.0, gt=0, description="sustained_shift: six hours against the constituency's level."
+        default=5.0,
+        gt=0,
+        description="sustained_shift: six hours against the constituency's level.",
     )
     region_t: FiniteFloat = Field(
         default=5.5, gt=0, description="region_correlated: a region against the other regions."
@@ -406,11 +408,15 @@ class Statistics(BaseModel):
         '[statistics.overrides."Выборы депутатов думы"] and below it spike_z = 5.0.',
     )
 
+    @classmethod
+    def thresholds(cls) -> list[str]:
+        """The names of the settings that are thresholds."""
+        names = {name for name, field in cls.model_fields.items() if field.annotation is not bool}
+        return sorted(names - {"voting_hours", "first_hour", "overrides"})
+
     @model_validator(mode="after")
     def _overrides_are_thresholds(self) -> Self:
-        fields = type(self).model_fields
-        known = {name for name, field in fields.items() if field.annotation in {float, int}}
-        known -= {"large_fleet", "voting_hours", "first_hour"}
+        known = set(self.thresholds()) - {"large_fleet", "spike_z_large"}
         for election, keys in self.overrides.items():
             if strangers := sorted(keys.keys() - known):
                 raise ValueError(

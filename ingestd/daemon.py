@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import Engine, event, make_url
@@ -25,7 +26,7 @@ from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
 from ingestd.log import chosen
-from ingestd.pipeline import archive, ledger, obstacles, trial
+from ingestd.pipeline import archive, ledger, obstacles, stats, trial
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.found import Found, label_of
@@ -45,12 +46,17 @@ from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 from ingestd.systemd import Systemd
 from ingestd.transient import database_at_work
 
+if TYPE_CHECKING:
+    from ingestd.pipeline.evaluator import Evaluator
+
 log = structlog.get_logger()
 
 _STAMPS_ASKED_AT_ONCE = 1_000
 # Taking goes on for this many times as long as the look before it took, at least.
 _TAKING_PER_LOOK = 10
 _LOOKS_APART_SECONDS = 0.1
+_BETWEEN_EVALUATIONS_SECONDS, _AFTER_FAILURE_SECONDS = 3.0, 60.0
+_PAUSE_PER_EVALUATION = 4
 _MOST_WORKERS = 2
 # Added where systemd is told how long something may take at most.
 _SPARE_SECONDS = 60
@@ -164,6 +170,74 @@ def make_workers(settings: Settings, ingest: Ingest) -> Workers:
     )
 
 
+# ── statistics ────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Evaluating:
+    """Lets the evaluator work off what files left for it, in a fifth of the time at most."""
+
+    settings: Settings
+    ingest: Ingest
+    _evaluator: Evaluator | None = None
+    _next: float = 0.0
+
+    def attend(self) -> None:
+        """Evaluate what is due, unless the last time was a moment ago.
+
+        Raises:
+            StorageFault: the database is away; what is due stays so.
+        """
+        started = time.monotonic()
+        if started < self._next:
+            return
+        pause = _BETWEEN_EVALUATIONS_SECONDS
+        try:
+            with database_at_work():
+                self._work_off()
+        except StorageFault:
+            raise
+        except Exception:
+            # The rows are in: what cannot be judged must not keep files waiting.
+            log.exception("evaluation_failed", again_in_seconds=_AFTER_FAILURE_SECONDS)
+            pause = _AFTER_FAILURE_SECONDS
+        now = time.monotonic()
+        self._next = now + max(pause, _PAUSE_PER_EVALUATION * (now - started))
+
+    def _work_off(self) -> None:
+        with self.ingest.sessions() as session:
+            if not stats.has_due(session):
+                return
+        is_first = self._evaluator is None
+        if self._evaluator is None:
+            self._evaluator = make_evaluator(self.settings, self.ingest)
+        # What a killed process left of its turn is ours: it will not come back to it.
+        done = self._evaluator.work_off(is_alone=is_first)
+        if done:
+            log.debug("evaluated", **asdict(done))
+
+
+def make_evaluator(settings: Settings, ingest: Ingest) -> Evaluator:
+    """Put an evaluator together for these settings."""
+    # numpy takes a while to import, and `--help` does without.
+    from ingestd.pipeline.evaluator import Evaluator, Thresholds  # noqa: PLC0415
+
+    told = settings.statistics
+    numbers = {name: getattr(told, name) for name in type(told).thresholds()}
+    return Evaluator(
+        ingest.sessions,
+        Thresholds(
+            values=numbers,
+            overrides=told.overrides,
+            empty_hours_published=told.empty_hours_published,
+            voting_hours=told.voting_hours,
+            first_hour=told.first_hour,
+        ),
+        ingest.clock,
+        ingest.on_step,
+    )
+
+
 # ── once ──────────────────────────────────────────────────────────────────────
 
 
@@ -214,7 +288,9 @@ def once(
             folders = {root.absolute() for root in roots if root.is_dir()}
             for root in folders | {found.root for found in files}:
                 ingest.note_missing(root)
-            _Once(settings, ingest, stop, summary, on_progress).take(files)
+            run_once = _Once(settings, ingest, stop, summary, on_progress)
+            run_once.take(files)
+            run_once.evaluate()
         finally:
             engine.dispose()
         summary.stopped_by = stop.signal if summary.waiting else None
@@ -244,6 +320,15 @@ class _Once:
         self._sizes: dict[str, int] = {}
         self._shares: dict[str, int] = {}
         self._number = self._total = self._files = self._done = 0
+
+    def evaluate(self) -> None:
+        """Evaluate before the end; what is not evaluated now is due at the next run."""
+        if self._stop.is_set() or self._patience.is_over:
+            return
+        try:
+            Evaluating(self._settings, self._ingest).attend()
+        except StorageFault as fault:
+            log.warning("evaluation_put_off", error=str(fault), until="the next run")
 
     def take(self, files: Sequence[Found]) -> None:
         """Take them all, or as many as there is time for."""
@@ -892,6 +977,7 @@ def _loop(
         workers,
         audience=audience,
     )
+    evaluating = Evaluating(settings, ingest)
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
     has_begun = False
@@ -903,6 +989,7 @@ def _loop(
                     _begin(ingest)
                     next_visit = time.monotonic() + min(5, settings.ingest.lease_seconds)
                 daemon.turn()
+                evaluating.attend()
                 wal.look()
             except (StorageFault, OSError) as error:
                 audience.lacks("the database or a disk", error)

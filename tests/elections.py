@@ -48,7 +48,7 @@ class Drawn:
             self.votes[one, hour] += number
 
 
-def draw(  # noqa: PLR0914 - the parts of a model
+def draw(
     rng: np.random.Generator,
     *,
     constituencies: int = 500,
@@ -131,11 +131,7 @@ def write(
             insert(table_of(Constituency)),
             [_constituency(drawn, elections, number) for number in range(size)],
         )
-        rows = [
-            row
-            for number in range(size)
-            for row in _hours_of(drawn, number, missing)
-        ]
+        rows = [row for number in range(size) for row in _hours_of(drawn, number, missing)]
         connection.execute(insert(table_of(HourlyStats)), rows)
         slots = range(hours) if is_hourly else [None]
         jobs = [

@@ -11,10 +11,11 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache
-from itertools import groupby
+from functools import cache, lru_cache
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -22,12 +23,12 @@ import numpy as np
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Select,
     String,
     bindparam,
     cast,
     delete,
     func,
-    insert,
     or_,
     select,
     type_coerce,
@@ -53,7 +54,7 @@ from ingestd.pipeline.peers import Flags, Floats, Ints
 from ingestd.pipeline.rules import MOST_LISTED, Finding
 from ingestd.pipeline.slot import WHOLE
 from ingestd.pipeline.surprises import Group, Surprise
-from ingestd.pipeline.touched import ACCEPTED, chunks, start_of, transaction
+from ingestd.pipeline.touched import ACCEPTED, chunks, insert_missing, start_of, transaction
 
 TOLD = (
     *("coverage", "bulletin_velocity", "vote_velocity"),
@@ -64,9 +65,9 @@ TOLD = (
 _DECIMALS = np.array([3, 3, 3, 3, 3, 4, 2, 2])
 _LEAST_COVERAGE = 0.25
 _BUSY = timedelta(seconds=60)
-_CELLS_AT_ONCE = 20_000
+_CELLS_AT_ONCE, _ROWS_AT_ONCE = 20_000, 5_000
 _SOME = 500  # constituencies read by their ids; more of them are read in one go
-_OUTSIDE_HOURS = 0.7  # an active integrity warning lifts the score to this, a critical one to 1
+_WARNING_SCORE = 0.7  # an active integrity warning lifts the score to this, a critical one to 1
 
 hourly, due, turn = table_of(HourlyStats), table_of(EvaluationDue), table_of(Evaluation)
 job, alert = table_of(FileProcessing), table_of(Alert)
@@ -134,8 +135,8 @@ class Evaluator:
         now = self.clock()
         is_free = or_(turn.c.busy_until.is_(None), turn.c.busy_until < now)
         with self.sessions.begin() as session:
-            if session.scalar(select(func.count()).select_from(turn)) == 0:
-                session.execute(insert(turn).values(id=1, generation=0))
+            if session.scalar(select(turn.c.id)) is None:
+                insert_missing(session, turn, [{"id": 1, "generation": 0}])
             taken = session.execute(
                 update(turn)
                 .where(turn.c.id == 1, *(() if is_alone else (is_free,)))
@@ -150,7 +151,7 @@ class Evaluator:
         return True
 
     def _give_back(self) -> None:
-        """Let others have the turn at once after a fault; a database that is away has a time-out."""
+        """Let others have the turn at once after a fault, if the database is there."""
         try:
             with self.sessions.begin() as session:
                 session.execute(update(turn).values(busy_until=None))
@@ -185,35 +186,34 @@ class Evaluator:
         judged = judge(known, self._rows, self.thresholds)
         number = self._write_cells(judged)
         self._write_findings(judged, votings, integrity, [mark.id for mark in marks])
-        return Pass(len(marks), len(known), number, sum(len(one.surprises) for one in judged.groups))
+        return Pass(
+            len(marks), len(known), number, sum(len(one.surprises) for one in judged.groups)
+        )
 
     def _write_cells(self, judged: Judged) -> int:
         """Write what differs, a part in each commit, so that no file waits for long."""
-        number = 0
         for part in _parts(judged.changes):
-            with self.sessions.begin() as session:
-                self._hold_turn(session)
+            with self._writing() as session:
                 write_cells(session, part)
-            number += len(part)
-        for new in _parts(judged.empties):
-            with self.sessions.begin() as session:
-                self._hold_turn(session)
-                insert_empties(session, new)
-            number += len(new)
-        for carried in _parts(judged.carried):
-            with self.sessions.begin() as session:
-                self._hold_turn(session)
-                carry(session, carried)
+        for part in _parts(judged.empties):
+            with self._writing() as session:
+                insert_empties(session, part)
+        if judged.carried or judged.stray:
+            with self._writing() as session:
+                carry(session, judged.carried)
+                delete_empties(session, judged.stray)
+        # What is kept says what the table says; where a file was quicker, its mark says so.
         for rows, told, status in judged.written:
             rows.told, rows.status = told, status
-        for one in {change[0] for change in judged.empties} | judged.reread:
-            # What another process wrote meanwhile decides: read again with the next pass.
-            self._rows.pop(one, None)
-        if judged.stray:
-            with self.sessions.begin() as session:
-                self._hold_turn(session)
-                delete_empties(session, judged.stray)
-        return number
+        for cells in judged.empties:
+            _insert(self._rows[cells.one], cells)
+        return sum(len(cells.hours) for cells in (*judged.changes, *judged.empties))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with self.sessions.begin() as session:
+            self._hold_turn(session)
+            yield session
 
     def _write_findings(
         self,
@@ -223,16 +223,14 @@ class Evaluator:
         marks: Sequence[uuid.UUID],
     ) -> None:
         now = self.clock()
-        with self.sessions.begin() as session:
-            self._hold_turn(session)
+        with self._writing() as session:
             settle(session, judged, now)
             # Last: a file's commit waits for its constituency's row.
             write_scores(session, votings, judged.scores, integrity)
             for chunk in chunks(marks):
                 session.execute(delete(due).where(due.c.id.in_(chunk)))
-            # What was let go of is read with the next pass, which needs no mark for it.
-            missing = {voting.id for voting in votings} - self._rows.keys()
-            self._rows.update(read_rows(session, missing))
+            if judged.reread:
+                self._rows.update(read_rows(session, judged.reread))
             session.execute(update(turn).values(busy_until=None))
 
 
@@ -280,9 +278,7 @@ def read_rows(
         yield from _read(session, chunk)
 
 
-def _read(
-    session: Session, wanted: Sequence[uuid.UUID] | None
-) -> Iterator[tuple[uuid.UUID, Rows]]:
+def _read(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tuple[uuid.UUID, Rows]]:
     files: dict[uuid.UUID, list[tuple[str | None, bool, int]]] = {}
     whose = () if wanted is None else (job.c.constituency_id.in_(wanted),)
     query = (
@@ -298,10 +294,12 @@ def _read(
         )
         .order_by(job.c.constituency_id)
     )
-    for key, group in groupby(session.execute(query), itemgetter(0)):
-        files[uuid.UUID(key)] = [(slot, bool(total), int(number)) for _, slot, total, number in group]
+    for key, group in groupby(_streamed(session, query), itemgetter(0)):
+        files[uuid.UUID(key)] = [
+            (slot, bool(total), int(number)) for _, slot, total, number in group
+        ]
     whose = () if wanted is None else (hourly.c.constituency_id.in_(wanted),)
-    for key, group in groupby(session.execute(_hours(session).where(*whose)), itemgetter(0)):
+    for key, group in groupby(_streamed(session, _hours(session).where(*whose)), itemgetter(0)):
         one = uuid.UUID(key)
         rows = _rows_from(list(group))
         fleet.cover(rows, files.pop(one, ()))
@@ -312,13 +310,19 @@ def _read(
         yield one, rows
 
 
+def _streamed(session: Session, query: Select[Any]) -> Iterator[AnyRow]:
+    """Rows of a long answer, some thousand at a time."""
+    result = session.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE})
+    return chain.from_iterable(result.partitions())
+
+
 _NUMBERS = (
     *("bulletins_issued", "votes_cast", "votes_rejected", "issues_rejected"),
     *("cumulative_bulletins", "cumulative_votes", *TOLD),
 )
 
 
-def _hours(session: Session) -> Any:
+def _hours(session: Session) -> Select[Any]:
     h = hourly.c
     columns = [h[name] for name in _NUMBERS]
     return select(
@@ -342,15 +346,15 @@ def _hour_number(session: Session) -> ColumnElement[int]:
 
 
 def _rows_from(found: Sequence[AnyRow]) -> Rows:
-    numbers = np.array([row[2 : 2 + len(_NUMBERS)] for row in found], np.float64)
-    numbers = numbers.reshape(len(found), len(_NUMBERS))
+    columns = list(zip(*found, strict=True)) or [()] * (len(_NUMBERS) + 4)
+    numbers = np.array(columns[2:-2], np.float64).T
     return Rows(
-        hours=np.array([row[1] for row in found], np.int64),
+        hours=np.array(columns[1], np.int64),
         counts=numbers[:, :4],
         cumulative=numbers[:, 4:6],
         told=numbers[:, 6:],
-        status=np.array([_STATUS_CODES.get(row[-2], -1) for row in found], np.int64),
-        is_empty=np.array([bool(row[-1]) for row in found], np.bool_),
+        status=np.array([_STATUS_CODES.get(each, -1) for each in columns[-2]], np.int64),
+        is_empty=np.array(columns[-1], np.bool_),
     )
 
 
@@ -374,8 +378,23 @@ def read_integrity(session: Session) -> dict[uuid.UUID, str]:
 
 # Judging ------------------------------------------------------------------------------------
 
-Change = tuple[uuid.UUID, int, tuple[float | None, ...], str]
-Empty = tuple[uuid.UUID, int, tuple[float | None, ...], str, int, int]
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The evaluator's columns of some hours of one constituency; `sums` for hours to be added."""
+
+    one: uuid.UUID
+    hours: Ints  # UTC hours since the epoch
+    told: Floats  # (hours, TOLD); nan is null
+    status: Ints
+    sums: Ints | None = None
+
+    def rows(self) -> Iterator[tuple[int, list[float | None], str]]:
+        """Hour, values and status, as a database takes them."""
+        values = self.told.astype(object)
+        values[np.isnan(self.told)] = None
+        names = [fleet.STATUSES[code] for code in self.status.tolist()]
+        return zip(self.hours.tolist(), values.tolist(), names, strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,9 +412,9 @@ class Judged:
     groups: list[JudgedGroup] = field(default_factory=list)
     scores: dict[uuid.UUID, float] = field(default_factory=dict)
     shifts: dict[uuid.UUID, int] = field(default_factory=dict)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[Cells] = field(default_factory=list)
     carried: list[tuple[uuid.UUID, int, int, int]] = field(default_factory=list)
-    empties: list[Empty] = field(default_factory=list)
+    empties: list[Cells] = field(default_factory=list)
     stray: list[tuple[uuid.UUID, int]] = field(default_factory=list)
     written: list[tuple[Rows, Floats, Ints]] = field(default_factory=list)
     reread: set[uuid.UUID] = field(default_factory=set)
@@ -427,9 +446,7 @@ def judge(
     return judged
 
 
-def _shifts(
-    votings: Sequence[Voting], rows: Mapping[uuid.UUID, Rows]
-) -> dict[str, int]:
+def _shifts(votings: Sequence[Voting], rows: Mapping[uuid.UUID, Rows]) -> dict[str, int]:
     by_region: dict[str, list[Rows]] = defaultdict(list)
     for voting in votings:
         by_region[voting.region].append(rows[voting.id])
@@ -446,7 +463,7 @@ def _covered(rows: Rows, shift: int) -> dict[int, float]:
     return shares
 
 
-def _judge_group(  # noqa: PLR0913, PLR0917 - everything that is known of a group
+def _judge_group(
     judged: Judged,
     votings: Sequence[Voting],
     spans: Mapping[uuid.UUID, Window],
@@ -483,14 +500,16 @@ def _judge_group(  # noqa: PLR0913, PLR0917 - everything that is known of a grou
     group = fleet.assemble(
         votings, spans, counts, here, region, limits=limits, first_hour=thresholds.first_hour
     )
-    figures = surprises.figures_of(group)
-    judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
-    score = surprises.scores(group, figures)
-    judged.scores |= {
-        voting.id: round(float(one), 4)
-        for voting, one in zip(votings, score, strict=True)
-        if not np.isnan(one)
-    }
+    figures = None
+    if len(votings) > surprises.LEAST_PEERS:
+        figures = surprises.figures_of(group)
+        judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
+        score = surprises.scores(group, figures)
+        judged.scores |= {
+            voting.id: round(float(one), 4)
+            for voting, one in zip(votings, score, strict=True)
+            if not np.isnan(one)
+        }
     told = _told(group, figures, here)
     status = np.full(coverage.shape, OPEN)
     is_here = here.coverage > 0
@@ -517,22 +536,24 @@ def _limits(votings: Sequence[Voting], thresholds: Thresholds) -> dict[str, Floa
     return limits
 
 
-def _told(group: Group, figures: surprises.Figures, here: fleet.Delivered) -> Floats:
+def _told(group: Group, figures: surprises.Figures | None, here: fleet.Delivered) -> Floats:
     """The evaluator's columns as they are stored; nan is null."""
-    known = group.fleet.known & figures.enough[None, :]
     unknown = here.coverage <= 0
     covered = np.maximum(here.coverage, _LEAST_COVERAGE)
-    issued, cast_ = group.counts["bulletins"], group.counts["votes"]
     columns = [
         here.coverage,
-        np.where(unknown, np.nan, issued / covered),
-        np.where(unknown, np.nan, cast_ / covered),
-        np.where(known, figures.bulletins.mu, np.nan),
-        np.where(known, figures.votes.mu, np.nan),
-        np.where(known, figures.bulletins.phi, np.nan),
-        figures.bulletins.z,
-        figures.votes.z,
+        *(
+            np.where(unknown, np.nan, group.counts[name] / covered)
+            for name in ("bulletins", "votes")
+        ),
     ]
+    if figures is None:
+        columns += [np.full(unknown.shape, np.nan)] * (len(TOLD) - len(columns))
+    else:
+        known = group.fleet.known & figures.enough[None, :]
+        series = (figures.bulletins.mu, figures.votes.mu, figures.bulletins.phi)
+        columns += [np.where(known, values, np.nan) for values in series]
+        columns += [figures.bulletins.z, figures.votes.z]
     return _rounded(np.stack(columns, axis=2))
 
 
@@ -568,16 +589,15 @@ def _compare(
     judged.stray += [(voting.id, int(hour)) for hour in rows.hours[stray]]
     if stray.any():
         judged.reread.add(voting.id)
-    for number in np.flatnonzero(differs & ~stray):
-        values = _nulls(told[number])
-        name = fleet.STATUSES[status[number]]
-        judged.changes.append((voting.id, int(rows.hours[number]), values, name))
-    if (differs & ~stray).any():
+    differs &= ~stray
+    if differs.any():
+        new = Cells(voting.id, rows.hours[differs], told[differs], status[differs])
+        judged.changes.append(new)
         judged.written.append((rows, told, status))
     if rows.is_empty.any():
         _carry(judged, voting, rows, stray)
     if cells:
-        _add_empties(judged, voting, rows, cells, set(place[inside].tolist()))
+        _add_empties(judged, voting, rows, cells, place[inside])
 
 
 def _carry(judged: Judged, voting: Voting, rows: Rows, stray: Flags) -> None:
@@ -589,6 +609,19 @@ def _carry(judged: Judged, voting: Voting, rows: Rows, stray: Flags) -> None:
         issued, cast_ = before[number]
         judged.carried.append((voting.id, int(rows.hours[number]), int(issued), int(cast_)))
         judged.reread.add(voting.id)
+
+
+def _insert(rows: Rows, cells: Cells) -> None:
+    """Note hours that were added to the table."""
+    if cells.sums is None:
+        return
+    at = np.searchsorted(rows.hours, cells.hours)
+    rows.hours = np.insert(rows.hours, at, cells.hours)
+    rows.counts = np.insert(rows.counts, at, 0.0, axis=0)
+    rows.cumulative = np.insert(rows.cumulative, at, cells.sums, axis=0)
+    rows.told = np.insert(rows.told, at, cells.told, axis=0)
+    rows.status = np.insert(rows.status, at, cells.status)
+    rows.is_empty = np.insert(rows.is_empty, at, True)
 
 
 def _outside(rows: Rows, number: int, covered: Mapping[int, float]) -> tuple[Floats, int]:
@@ -607,33 +640,32 @@ def _same(one: Floats, other: Floats) -> Flags:
     return np.asarray((one == other) | (np.isnan(one) & np.isnan(other)))
 
 
-def _nulls(values: Floats) -> tuple[float | None, ...]:
-    return tuple(None if value != value else value for value in values.tolist())  # noqa: PLR0124 - nan
-
-
-def _add_empties(
-    judged: Judged, voting: Voting, rows: Rows, cells: _Cells, present: set[int]
-) -> None:
-    for place in np.flatnonzero(cells.is_shown):
-        if int(place) in present:
-            continue
-        hour = cells.start + int(place)
-        before = int(np.searchsorted(rows.hours, hour))
-        issued, cast_ = rows.cumulative[before - 1] if before else (0, 0)
-        judged.empties.append(
-            (
-                *(voting.id, hour, _nulls(cells.told[place])),
-                *(fleet.STATUSES[cells.status[place]], int(issued), int(cast_)),
-            )
-        )
+def _add_empties(judged: Judged, voting: Voting, rows: Rows, cells: _Cells, present: Ints) -> None:
+    wanted = cells.is_shown.copy()
+    wanted[present] = False
+    places = np.flatnonzero(wanted)
+    if not len(places):
+        return
+    hours = cells.start + places
+    before = np.searchsorted(rows.hours, hours)
+    sums = np.vstack([np.zeros((1, 2)), rows.cumulative])[before].astype(np.int64)
+    new = Cells(voting.id, hours, cells.told[places], cells.status[places], sums)
+    judged.empties.append(new)
 
 
 # Writing ------------------------------------------------------------------------------------
 
 
-def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), _CELLS_AT_ONCE):
-        yield items[start : start + _CELLS_AT_ONCE]
+def _parts(items: Sequence[Cells]) -> Iterator[list[Cells]]:
+    """Cut into commits."""
+    part: list[Cells] = []
+    for cells in items:
+        part.append(cells)
+        if sum(len(each.hours) for each in part) >= _CELLS_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 @cache
@@ -642,15 +674,16 @@ def _on_sqlite() -> str:
     return f"UPDATE hourly_stats SET {columns} WHERE constituency_id = ? AND hour = ?"  # noqa: S608 - names of columns
 
 
-def write_cells(session: Session, changes: Sequence[Change]) -> None:
+def write_cells(session: Session, changes: Sequence[Cells]) -> None:
     """Write the evaluator's columns of these hours, and nothing else of them."""
     connection = session.connection()
     if not is_postgresql(session):
-        texts = {hour: f"{start_of(hour):%Y-%m-%d %H:%M:%S.%f}" for _, hour, _, _ in changes}
-        connection.exec_driver_sql(
-            _on_sqlite(),
-            [(*values, status, one.hex, texts[hour]) for one, hour, values, status in changes],
-        )
+        rows = [
+            (*values, status, cells.one.hex, _text(hour))
+            for cells in changes
+            for hour, values, status in cells.rows()
+        ]
+        connection.exec_driver_sql(_on_sqlite(), rows)
         return
     names = (*TOLD, "status")
     connection.exec_driver_sql(
@@ -660,8 +693,9 @@ def write_cells(session: Session, changes: Sequence[Change]) -> None:
     )
     cursor = connection.connection.cursor()
     with cursor.copy("COPY evaluated FROM STDIN") as copy:
-        for one, hour, values, status in changes:
-            copy.write_row((one, start_of(hour), *values, status))
+        for cells in changes:
+            for hour, values, status in cells.rows():
+                copy.write_row((cells.one, start_of(hour), *values, status))
     cursor.close()
     # In the order in which a file's commit locks the hours of its constituency: no deadlock.
     connection.exec_driver_sql(
@@ -675,32 +709,44 @@ def write_cells(session: Session, changes: Sequence[Change]) -> None:
     )
 
 
-def insert_empties(session: Session, empties: Sequence[Empty]) -> None:
-    """Add hours of the voting in which no transaction lies; a file that is quicker wins."""
-    from ingestd.pipeline.touched import insert_missing  # noqa: PLC0415
+_NONE = (
+    *("bulletins_issued", "votes_cast", "votes_rejected", "issues_rejected", "revotes"),
+    *("rolled_back", "list_added", "list_removed", "transaction_count"),
+)
+_OF_EMPTY = (
+    *("id", "constituency_id", "hour", "cumulative_bulletins", "cumulative_votes"),
+    *(*TOLD, "status"),
+)
 
-    none = dict.fromkeys(
-        (
-            *("bulletins_issued", "votes_cast", "votes_rejected", "issues_rejected", "revotes"),
-            *("rolled_back", "list_added", "list_removed", "transaction_count"),
-        ),
-        0,
-    )
+
+@cache
+def _new_empty(mark: str) -> str:
+    """Statement by names of columns: SQLAlchemy's own takes as long as all the rest of a pass."""
+    columns = ", ".join((*_OF_EMPTY, "is_empty", *_NONE))
+    values = ", ".join([mark] * len(_OF_EMPTY) + ["true"] + ["0"] * len(_NONE))
+    return f"INSERT INTO hourly_stats ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING"  # noqa: S608 - names of columns
+
+
+def insert_empties(session: Session, empties: Sequence[Cells]) -> None:
+    """Add hours of the voting in which no transaction lies; a file that is quicker wins."""
+    is_text = not is_postgresql(session)
     rows = [
-        {
-            "id": uuid.uuid5(one, str(hour)),
-            "constituency_id": one,
-            "hour": start_of(hour),
-            "is_empty": True,
-            "status": status,
-            "cumulative_bulletins": issued,
-            "cumulative_votes": cast_,
-            **none,
-            **dict(zip(TOLD, values, strict=True)),
-        }
-        for one, hour, values, status, issued, cast_ in empties
+        (
+            *(key.hex if is_text else key, cells.one.hex if is_text else cells.one),
+            *(_text(hour) if is_text else start_of(hour), *sums, *values, status),
+        )
+        for cells in empties
+        if cells.sums is not None
+        for (hour, values, status), sums in zip(cells.rows(), cells.sums.tolist(), strict=True)
+        for key in (uuid.uuid5(cells.one, str(hour)),)
     ]
-    insert_missing(session, hourly, rows)
+    session.connection().exec_driver_sql(_new_empty("?" if is_text else "%s"), rows)
+
+
+@lru_cache(maxsize=10_000)
+def _text(hour: int) -> str:
+    """An hour as SQLite stores it."""
+    return f"{start_of(hour):%Y-%m-%d %H:%M:%S.%f}"
 
 
 _CARRY = update(hourly).where(hourly.c.id == bindparam("key"), hourly.c.is_empty)
@@ -716,7 +762,8 @@ def carry(session: Session, carried: Sequence[tuple[uuid.UUID, int, int, int]]) 
         }
         for one, hour, issued, cast_ in carried
     ]
-    session.connection().execute(_CARRY, rows)
+    if rows:
+        session.connection().execute(_CARRY, rows)
 
 
 def delete_empties(session: Session, stray: Sequence[tuple[uuid.UUID, int]]) -> None:
@@ -724,6 +771,14 @@ def delete_empties(session: Session, stray: Sequence[tuple[uuid.UUID, int]]) -> 
     keys = [uuid.uuid5(one, str(hour)) for one, hour in stray]
     for chunk in chunks(keys):
         session.execute(delete(hourly).where(hourly.c.id.in_(chunk), hourly.c.is_empty))
+
+
+_SET_SCORE = (
+    update(constituency)
+    .where(constituency.c.id == bindparam("key"))
+    # When a score was computed is no change of the constituency.
+    .values(anomaly_score=bindparam("anomaly_score"), updated_at=constituency.c.updated_at)
+)
 
 
 def write_scores(
@@ -735,14 +790,16 @@ def write_scores(
     """Write anomaly_score where it differs; an active integrity alert lifts it."""
     c = constituency.c
     now = dict(session.execute(select(c.id, c.anomaly_score)).tuples().all())
-    floors = {"critical": 1.0, "warning": _OUTSIDE_HOURS}
+    floors = {"critical": 1.0, "warning": _WARNING_SCORE}
+    changed = []
     for voting in votings:
         score = scores.get(voting.id)
         if floor := floors.get(integrity.get(voting.id, "")):
             score = max(score or 0.0, floor)
         if voting.id in now and now[voting.id] != score:
-            change = update(constituency).where(c.id == voting.id)
-            session.execute(change.values(anomaly_score=score, updated_at=c.updated_at))
+            changed.append({"key": voting.id, "anomaly_score": score})
+    if changed:
+        session.connection().execute(_SET_SCORE, changed)
 
 
 def settle(session: Session, judged: Judged, now: datetime) -> None:
@@ -753,9 +810,7 @@ def settle(session: Session, judged: Judged, now: datetime) -> None:
     )
     for row in session.execute(query.distinct()):
         open_rules[row[0]].add(row[1])
-    found: dict[uuid.UUID | None, dict[str, list[Finding]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    found: dict[uuid.UUID | None, dict[str, list[Finding]]] = defaultdict(lambda: defaultdict(list))
     for one in judged.groups:
         for surprise in one.surprises:
             whose = None if surprise.one is None else one.group.ids[surprise.one]

@@ -134,9 +134,7 @@ class Window:
     hours: int
 
 
-def windows(
-    votings: Sequence[Voting], *, usual_hours: int
-) -> dict[uuid.UUID, Window]:
+def windows(votings: Sequence[Voting], *, usual_hours: int) -> dict[uuid.UUID, Window]:
     """The window of each voting; where the chain does not tell it, that of most in its region."""
     starts: dict[str, Counter[int]] = {}
     fleet: Counter[int] = Counter()
@@ -171,9 +169,7 @@ def hour_near(moment: datetime | None) -> int | None:
     return None if moment is None else round(moment.timestamp() / 3600)
 
 
-def grouped(
-    votings: Sequence[Voting], spans: Mapping[uuid.UUID, Window]
-) -> list[list[Voting]]:
+def grouped(votings: Sequence[Voting], spans: Mapping[uuid.UUID, Window]) -> list[list[Voting]]:
     """Votings that may be compared: of the same number of days, begun on the same local date."""
     groups: dict[tuple[int, int], list[Voting]] = {}
     for voting in votings:

@@ -9,19 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtri, stdtr
 
 from ingestd.pipeline.peers import (
     FIRST_PHI,
     LEAST_CELLS,
     LEAST_EXPECTED,
-    ROBUST,
-    Expectation,
-    Flags,
     Fleet,
     Floats,
-    Ints,
     phi_of,
     scale_of,
     z_of,
@@ -45,6 +39,8 @@ def turnout(cumulative: Floats, fleet: Fleet, hour: int) -> tuple[Floats, Floats
     binomial variance beyond the region's typical one. Student's t: the MAD of n values knows what
     0.37·(n − 1) values' variance knows.
     """
+    from scipy.special import stdtr  # noqa: PLC0415 - 0.3 s that small elections do without
+
     size = len(fleet.roll)
     median, t, chance = np.full(size, np.nan), np.full(size, np.nan), np.ones(size)
     known = fleet.known[:, hour]
@@ -203,6 +199,8 @@ def share_of_others(some: Floats, whole: Floats, fleet: Fleet) -> Floats:
 
 def family(z: Floats) -> Floats:
     """log10 of the chance of the largest |z| of each constituency (Šidák); nan without any."""
+    from scipy.special import log_ndtr  # noqa: PLC0415 - 0.3 s that small elections do without
+
     tried = (~np.isnan(z)).sum(axis=1)
     largest = np.nanmax(np.where(np.isnan(z), 0.0, np.abs(z)), axis=1, initial=0.0)
     chance = np.minimum(2 * np.exp(log_ndtr(-largest)), 1.0)
@@ -225,6 +223,6 @@ def score(families: Sequence[Floats]) -> Floats:
 
 def z_of_chance(chance: Floats) -> Floats:
     """The |z| that has this chance on both sides."""
+    from scipy.special import ndtri  # noqa: PLC0415 - 0.3 s that small elections do without
+
     return np.asarray(-ndtri(np.clip(chance, 1e-300, 1.0) / 2))
-
-

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, ndtr, ndtri
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,6 +26,7 @@ LEAST_PHI, FIRST_PHI = 0.01, 0.05
 LEAST_CELLS, LEAST_EXPECTED = 30, 10.0  # for an estimate of the overdispersion
 _HIGHEST_Z = 37.0  # beyond it the tail probability is zero in a double
 _TINY = 1e-3
+_HARDLY = 1e-12  # a chance below which its size says nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,7 @@ def expect(counts: Floats, fleet: Fleet) -> Expectation:
     return Expectation(mu, phi, z, slow, rate)
 
 
-def _walk(
-    counts: Floats, cut: Floats, fleet: Fleet
-) -> tuple[Floats, Floats, Floats, Floats]:
+def _walk(counts: Floats, cut: Floats, fleet: Fleet) -> tuple[Floats, Floats, Floats, Floats]:
     """Go through the hours once: expectations by the fast and the slow level, weakness, rates.
 
     mu = min(N·k·rate, N − own so far); k = (a0 + A)/(a0 + M), A and M the own count and N·rate of
@@ -145,6 +143,8 @@ def z_of(counts: Floats, mu: Floats, phi: Floats | float) -> Floats:
 
     P(X ≥ x) = I_q(x, 1/phi) with q = mu/(mu + 1/phi), the regularised incomplete beta function.
     """
+    from scipy.special import betainc, ndtri  # noqa: PLC0415 - 0.3 s that small elections do without
+
     mu = np.maximum(mu, 1e-9)
     size = 1 / np.broadcast_to(phi, mu.shape)
     share = mu / (mu + size)
@@ -188,17 +188,17 @@ def blocks(counts: Floats, expectation: Expectation, known: Flags) -> tuple[Floa
 
 def chance_of(z: float) -> float:
     """The chance of a z at least so far off on this side."""
+    from scipy.special import ndtr  # noqa: PLC0415 - 0.3 s that small elections do without
+
     return float(ndtr(-abs(z)))
 
 
 def in_words(chance: float) -> str:
-    """"1 in 3 million": a chance as people say it, in two digits."""
-    if chance <= 1e-12:
+    """Say a chance as people do, in two digits: about 1 in 3.4 million."""
+    if chance <= _HARDLY:
         return "less than 1 in a million million"
-    odds = 1 / chance
+    odds = float(f"{1 / chance:.2g}")
     for size, word in ((1e9, " thousand million"), (1e6, " million"), (1e3, " thousand")):
         if odds >= size:
-            return f"about 1 in {odds / size:.2g}{word}" if odds < 100 * size else (
-                f"about 1 in {round(odds / size)}{word}"
-            )
-    return f"about 1 in {odds:.2g}"
+            return f"about 1 in {odds / size:g}{word}"
+    return f"about 1 in {odds:g}"

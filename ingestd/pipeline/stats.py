@@ -135,6 +135,11 @@ def mark_due(session: Session, constituency_id: uuid.UUID) -> None:
     session.connection().execute(_DUE, {"id": uuid.uuid4(), "constituency_id": constituency_id})
 
 
+def has_due(session: Session) -> bool:
+    """Say whether anything waits for the evaluator."""
+    return session.scalar(select(EvaluationDue.id).limit(1)) is not None
+
+
 def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
     mark_due(session, constituency.id)
     constituency.named_by = place.path if place else None
@@ -404,9 +409,10 @@ def _new_hour(*, is_on_postgresql: bool) -> Insert:
     dialect = postgresql if is_on_postgresql else sqlite
     new = dialect.insert(hourly)
     told = (*_COUNTS, "cumulative_bulletins", "cumulative_votes", "is_empty")
-    return new.on_conflict_do_update(
+    changed: Insert = new.on_conflict_do_update(
         index_elements=["id"], set_={name: new.excluded[name] for name in told}
     )
+    return changed
 
 
 def _write_hours(
@@ -441,9 +447,7 @@ def _write_hours(
         elif any(getattr(row, name) != value for name, value in values.items()):
             changed.append(values | {"key": row.id})
     if new:
-        session.connection().execute(
-            _new_hour(is_on_postgresql=is_postgresql(session)), new
-        )
+        session.connection().execute(_new_hour(is_on_postgresql=is_postgresql(session)), new)
     if changed:
         session.connection().execute(_CHANGE_HOUR, changed)
     return sums

@@ -40,7 +40,7 @@ RULES = (
     "unusual_drop",
     "unusual_spike",
 )
-LEAST_PEERS = 5
+LEAST_PEERS = 8
 _DAY = 24
 _NIGHT = range(6)  # local hours
 _CRITICAL_BALLOTS, _CRITICAL_SHARE = 20.0, 0.01
@@ -156,9 +156,7 @@ def scores(group: Group, figures: Figures) -> Floats:
     if figures.turnout:
         chances = np.array([chance for _, _, chance in figures.turnout.values()]).T
         t = np.array([t for _, t, _ in figures.turnout.values()]).T
-        families.append(
-            levels.family(np.where(np.isnan(t), np.nan, levels.z_of_chance(chances)))
-        )
+        families.append(levels.family(np.where(np.isnan(t), np.nan, levels.z_of_chance(chances))))
         families.append(levels.family(np.array([z for _, _, z in figures.uncast.values()]).T))
     families.append(levels.family(figures.lag[1]))
     if figures.twins:
@@ -245,7 +243,7 @@ def _episodes(
 ) -> Iterator[Surprise]:
     """Fold consecutive hours of one constituency into one alert; its subject is the first hour."""
     found = flags["bulletins"] | flags["votes"]
-    for one in np.flatnonzero(found.any(axis=1)):
+    for one in np.flatnonzero(found.any(axis=1)).tolist():
         hours = np.flatnonzero(found[one])
         for run in np.split(hours, np.flatnonzero(np.diff(hours) > 1) + 1):
             yield _episode(
@@ -282,9 +280,7 @@ def _episode(  # noqa: PLR0913 - one alert has this many sides
     listed = [
         {
             "hour": _iso(group.utc(one, at)),
-            **{
-                key: _cell(group, each, key, one, at) for key, each in _series(figures)
-            },
+            **{key: _cell(group, each, key, one, at) for key, each in _series(figures)},
         }
         for at in hours
     ]
@@ -345,7 +341,7 @@ def shifts(group: Group, figures: Figures) -> Iterator[Surprise]:
     far &= np.abs(seen - mu) >= limits["least_off"][:, None]
     left = group.fleet.roll - group.counts["bulletins"].sum(axis=1)
     far &= (z > 0) | (left >= np.maximum(_DROP_BALLOTS, _DROP_SHARE * group.fleet.roll))[:, None]
-    for one, block in np.argwhere(far):
+    for one, block in np.argwhere(far).tolist():
         hours = list(range(block * BLOCK_HOURS, min(last, block * BLOCK_HOURS + 5) + 1))
         hours = [hour for hour in hours if group.fleet.known[one, hour]]
         many, likely_mu, off = int(seen[one, block]), float(mu[one, block]), float(z[one, block])
@@ -382,7 +378,7 @@ def outlying_regions(group: Group, figures: Figures) -> Iterator[Surprise]:
     seen, mu, t = figures.regions
     limit = float(group.limits["region_t"].min(initial=np.inf))
     far = np.nan_to_num(t) >= limit
-    for region, hour in np.argwhere(far):
+    for region, hour in np.argwhere(far).tolist():
         one = int(np.flatnonzero(group.fleet.region == region)[0])
         name = group.region_names[region] or "a region without a name"
         together = int(far[:, hour].sum())
@@ -419,7 +415,7 @@ def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
     limits = group.limits
     for hour, (median, t, chance) in figures.turnout.items():
         issued = np.where(group.fleet.known, group.counts["bulletins"], 0.0)[:, : hour + 1]
-        for one in np.flatnonzero(chance < limits["turnout_chance"]):
+        for one in np.flatnonzero(chance < limits["turnout_chance"]).tolist():
             share = float(issued[one].sum() / max(group.fleet.roll[one], 1.0))
             yield _level(
                 group,
@@ -442,7 +438,7 @@ def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
             )
     for hour, (left, mu, z) in figures.uncast.items():
         far = np.abs(np.nan_to_num(z)) >= limits["uncast_z"]
-        for one in np.flatnonzero(far & (np.abs(left - mu) >= limits["uncast_least"])):
+        for one in np.flatnonzero(far & (np.abs(left - mu) >= limits["uncast_least"])).tolist():
             yield _level(
                 group,
                 int(one),
@@ -489,12 +485,15 @@ def _level(  # noqa: PLR0913 - one alert has this many sides
 
 
 def outlying_lag(group: Group, figures: Figures) -> Iterator[Surprise]:
-    """Find hours whose votes do not follow from the bulletins of this and the last hour."""
+    """Find hours with more votes than the bulletins of this and the last hour account for.
+
+    Bulletins that lack their votes are seen at the day's end, when these have had time to come.
+    """
     mu, z = figures.lag
-    far = np.abs(np.nan_to_num(z)) >= group.limits["lag_z"][:, None]
-    far &= np.abs(group.counts["votes"] - mu) >= group.limits["least_off"][:, None]
+    far = np.nan_to_num(z) >= group.limits["lag_z"][:, None]
+    far &= group.counts["votes"] - mu >= group.limits["least_off"][:, None]
     far &= figures.enough[None, :]
-    for one, hour in np.argwhere(far):
+    for one, hour in np.argwhere(far).tolist():
         votes, issued = (int(group.counts[name][one, hour]) for name in ("votes", "bulletins"))
         finding = _finding(
             "peer_outlier",
@@ -527,7 +526,7 @@ def parted_twins(group: Group, figures: Figures) -> Iterator[Surprise]:
     """Find hours in which two ballots of one territory were not issued together."""
     for pair in figures.twins:
         limit = float(group.limits["twin_t"][pair.one])
-        for hour in np.flatnonzero(np.abs(np.nan_to_num(pair.t)) >= limit):
+        for hour in np.flatnonzero(np.abs(np.nan_to_num(pair.t)) >= limit).tolist():
             t = float(pair.t[hour])
             one, other = (pair.one, pair.other) if t > 0 else (pair.other, pair.one)
             more, fewer = (int(group.counts["bulletins"][each, hour]) for each in (one, other))
@@ -573,10 +572,12 @@ def refusals(group: Group, figures: Figures) -> Iterator[Surprise]:
         whole = group.counts[kept] + some
         usual = levels.share_of_others(some, whole, group.fleet)
         bound = levels.refused_bound(some, whole)
-        line = np.maximum(limits["rejected_share"][:, None], limits["rejected_times"][:, None] * usual)
+        line = np.maximum(
+            limits["rejected_share"][:, None], limits["rejected_times"][:, None] * usual
+        )
         far = group.fleet.known & figures.enough[None, :]
         far &= (some >= limits["rejected_least"][:, None]) & (bound > line)
-        for one, hour in np.argwhere(far):
+        for one, hour in np.argwhere(far).tolist():
             number, of = int(some[one, hour]), int(whole[one, hour])
             finding = _finding(
                 "rejected_share",

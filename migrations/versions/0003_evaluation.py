@@ -30,10 +30,7 @@ def upgrade() -> None:
         sa.Column("is_empty", sa.Boolean(), server_default=sa.false(), nullable=False),
     )
     # What is there already is evaluated once.
-    op.execute("INSERT INTO evaluation (id, generation) VALUES (1, 0)")
-    op.execute(
-        "INSERT INTO evaluation_due (id, constituency_id) SELECT id, id FROM constituency"
-    )
+    op.execute("INSERT INTO evaluation_due (id, constituency_id) SELECT id, id FROM constituency")
 
 
 def downgrade() -> None:
