@@ -12,7 +12,7 @@ SECONDS ?= 60
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick reliability service bench fuzz lint format docs check migrations-check wheel-smoke clean
+.PHONY: help demo test quick reliability service bench detect fuzz lint format docs check migrations-check wheel-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ fuzz: $(READY)  ## look for input that breaks a claim, SECONDS=60 for each targe
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	for target in names rows zips; do \
 		$(BIN)/python -m tests.fuzz.run $$target $(SECONDS) || exit 1; done
+
+detect: $(READY)  ## how well the statistical rules work (some minutes); writes docs/detection.md
+	$(BIN)/python -m bench.detect
 
 lint: $(READY)  ## ruff, mypy, import contracts
 	$(BIN)/ruff check

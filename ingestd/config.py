@@ -333,7 +333,7 @@ class Limits(BaseModel):
 
 
 class Statistics(BaseModel):
-    """When the statistical rules find a count unlikely (docs/detection.md has their error rates)."""
+    """When a count is unlikely enough for an alert (docs/detection.md has the error rates)."""
 
     model_config = _SECTION
 

@@ -39,13 +39,17 @@ class Drawn:
     region: Counts
     bulletins: Counts
     votes: Counts
+    share: Floats  # of the bulletins that are cast
     ballots: list[str] = field(default_factory=list)  # the election of each constituency
 
-    def stuff(self, one: int, hour: int, number: int, *, is_cast: bool = True) -> None:
-        """Add bulletins with their votes (or votes alone where `number` is of votes)."""
+    def stuff(self, one: int, hour: int, number: int) -> None:
+        """Add bulletins, and their votes."""
         self.bulletins[one, hour] += number
-        if is_cast:
-            self.votes[one, hour] += number
+        self.votes[one, hour] += number
+
+    def stuff_votes(self, one: int, hour: int, number: int) -> None:
+        """Add votes without a bulletin."""
+        self.votes[one, hour] += number
 
 
 def draw(
@@ -74,7 +78,8 @@ def draw(
     weights /= weights.sum(axis=1, keepdims=True)
     bulletins = rng.multinomial(rng.binomial(roll, turnout), weights)
     share = np.clip(0.985 + 0.006 * rng.standard_normal(regions), 0.9, 1.0)[region]
-    return Drawn(roll, region, bulletins, _votes(rng, bulletins, share), ["council"] * size)
+    votes = _votes(rng, bulletins, share)
+    return Drawn(roll, region, bulletins, votes, share, ["council"] * size)
 
 
 def _votes(rng: np.random.Generator, bulletins: Counts, share: Floats) -> Counts:
@@ -99,8 +104,9 @@ def twin(rng: np.random.Generator, drawn: Drawn, one: int, other: int) -> None:
     drawn.roll[other], drawn.region[other] = drawn.roll[one], drawn.region[one]
     both = drawn.bulletins[one]
     drawn.bulletins[other] = rng.binomial(both, 0.996) + rng.poisson(0.004 * both)
-    share = np.full(1, 0.985)
-    drawn.votes[other] = _votes(rng, drawn.bulletins[other : other + 1], share)[0]
+    drawn.share[other] = drawn.share[one]
+    mine = slice(other, other + 1)
+    drawn.votes[mine] = _votes(rng, drawn.bulletins[mine], drawn.share[mine])
     drawn.ballots[other] = "mayor"
 
 

@@ -685,7 +685,6 @@ def write_cells(session: Session, changes: Sequence[Cells]) -> None:
         ]
         connection.exec_driver_sql(_on_sqlite(), rows)
         return
-    names = (*TOLD, "status")
     connection.exec_driver_sql(
         "CREATE TEMPORARY TABLE IF NOT EXISTS evaluated (constituency_id uuid, hour timestamptz, "
         + "".join(f"{name} double precision, " for name in TOLD)
@@ -702,10 +701,10 @@ def write_cells(session: Session, changes: Sequence[Cells]) -> None:
         "SELECT count(*) FROM (SELECT 1 FROM hourly_stats h JOIN evaluated e USING "
         "(constituency_id, hour) ORDER BY constituency_id, hour FOR UPDATE OF h) AS locked"
     )
+    assignments = ", ".join(f"{name} = e.{name}" for name in (*TOLD, "status"))
     connection.exec_driver_sql(
-        "UPDATE hourly_stats h SET "
-        + ", ".join(f"{name} = e.{name}" for name in names)
-        + " FROM evaluated e WHERE h.constituency_id = e.constituency_id AND h.hour = e.hour"
+        f"UPDATE hourly_stats h SET {assignments} FROM evaluated e "  # noqa: S608 - names of columns
+        "WHERE h.constituency_id = e.constituency_id AND h.hour = e.hour"
     )
 
 

@@ -107,8 +107,10 @@ def _rates(seen: Floats, weight: Floats, region: Ints) -> tuple[Floats, Floats, 
     nearby = np.bincount(region, seen)[region] - seen
     around = np.bincount(region, weight)[region] - weight
     rate = (nearby + PRIOR_VOTERS * nation) / (np.maximum(around, 0.0) + PRIOR_VOTERS)
-    peers = nearby + PRIOR_VOTERS * nation
-    return np.maximum(rate, FLOOR_RATE), peers, float(total / max(voters, _TINY))
+    rate = np.maximum(rate, FLOOR_RATE)
+    # What the rate stands for: at the floor, too, where nobody was seen.
+    peers = rate * (np.maximum(around, 0.0) + PRIOR_VOTERS)
+    return rate, peers, float(total / max(voters, _TINY))
 
 
 def _phi_by_hour(counts: Floats, mu: Floats, known: Flags) -> Floats:
