@@ -421,11 +421,11 @@ def _head(measured: Measured) -> Iterator[str]:
     yield "# How well the statistical rules work"
     yield ""
     yield (
-        "Written by `make detect` (`bench/detect.py`); every number below is measured, on elections "
+        "Written by `make detect` (`bench/detect.py`); every number is measured, on elections "
         "drawn from fixed seeds: 500 constituencies in 20 regions, 60 hours of vote, rolls "
-        "log-normal around 600, turnout about 0.90, an AR(1) effect of the region, an early or late "
-        "tilt of each constituency, two national reminders, gamma noise of each hour (CV 0.10, the "
-        "one parameter without real data). Some constituencies have a twin (two ballots of the "
+        "log-normal around 600, turnout about 0.90, an AR(1) effect of the region, an early or "
+        "late tilt of each constituency, two national reminders, gamma noise of each hour "
+        "(CV 0.10, the one parameter without real data). Some constituencies have a twin (two ballots of the "
         "same voters). What holds here need not hold for an election that is not like that."
     )
     yield ""

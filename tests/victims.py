@@ -27,7 +27,10 @@ Mode = Literal["once", "run"]
 
 _FORKS = multiprocessing.get_context("forkserver")
 # Alembic is imported late, by whoever opens a database: a fifth of what such a process does.
-_PRELOADED = ["ingestd.daemon", "psycopg", "alembic.runtime.migration", "tests.victims"]
+_PRELOADED = [
+    *("ingestd.daemon", "ingestd.pipeline.evaluator"),
+    *("psycopg", "alembic.runtime.migration", "tests.victims"),
+]
 _FORKS.set_forkserver_preload(_PRELOADED)
 
 

@@ -53,6 +53,7 @@ from ingestd.pipeline.fleet import CLOSED, COUNTED, MISSING, OPEN, PROVISIONAL, 
 from ingestd.pipeline.peers import Flags, Floats, Ints
 from ingestd.pipeline.rules import MOST_LISTED, Finding
 from ingestd.pipeline.slot import WHOLE
+from ingestd.pipeline.step import Step
 from ingestd.pipeline.surprises import Group, Surprise
 from ingestd.pipeline.touched import ACCEPTED, chunks, insert_missing, start_of, transaction
 
@@ -106,7 +107,7 @@ class Evaluator:
     sessions: sessionmaker[Session]
     thresholds: Thresholds
     clock: Callable[[], datetime]
-    should_stop: Callable[[], bool] = lambda: False
+    on_step: Callable[[Step], None] = lambda _step: None
     _generation: int | None = None
     _rows: dict[uuid.UUID, Rows] = field(default_factory=dict)
 
@@ -185,7 +186,9 @@ class Evaluator:
         known = [voting for voting in votings if voting.id in self._rows]
         judged = judge(known, self._rows, self.thresholds)
         number = self._write_cells(judged)
+        self.on_step(Step.JUDGED)
         self._write_findings(judged, votings, integrity, [mark.id for mark in marks])
+        self.on_step(Step.EVALUATED)
         return Pass(
             len(marks), len(known), number, sum(len(one.surprises) for one in judged.groups)
         )
@@ -788,7 +791,7 @@ def write_scores(
 ) -> None:
     """Write anomaly_score where it differs; an active integrity alert lifts it."""
     c = constituency.c
-    now = dict(session.execute(select(c.id, c.anomaly_score)).tuples().all())
+    now = {row.id: row.anomaly_score for row in session.execute(select(c.id, c.anomaly_score))}
     floors = {"critical": 1.0, "warning": _WARNING_SCORE}
     changed = []
     for voting in votings:

@@ -33,3 +33,5 @@ class Step(StrEnum):
     EXPLAINED = "explained"  # the reason file lies in the quarantine
     COPIED = "copied"  # a copy lies on the other file system, still under a name of its own
     MOVED = "moved"  # the source has left the inbox; only its markers are still there
+    JUDGED = "judged"  # what peers make likely stands in the hours, committed; no alert says so yet
+    EVALUATED = "evaluated"  # alerts and scores say it, and nothing is due any more, committed

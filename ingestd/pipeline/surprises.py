@@ -273,7 +273,7 @@ def _episode(  # noqa: PLR0913 - one alert has this many sides
         for hour in hours
         if flags[name][one, hour]
     ]
-    _, name, series, hour = max(cells, key=lambda cell: (cell[0], cell[1] == "bulletins", -cell[3]))
+    _, name, series, hour = max(cells, key=lambda cell: (cell[1] == "bulletins", cell[0], -cell[3]))
     low, high = likely(float(series.mu[one, hour]), float(series.phi[one, hour]))
     seen, z = int(group.counts[name][one, hour]), float(series.z[one, hour])
     what = {"unusual_drop": "few", "night_surge": "many by night"}.get(rule, "many")
