@@ -70,7 +70,7 @@ def _dropped_again(_results: Results, result: Result) -> Verdict:
     files, megabytes = figures.files_a_second(runs), figures.megabytes_a_second(runs)
     return Verdict(
         f"{megabytes.text(0)} MB/s, {files.text(0)} files/s",
-        megabytes.middle >= 1_000 or files.middle >= 1_000,  # noqa: PLR2004 - the bar's own words
+        megabytes.middle >= 1_000 or files.middle >= 1_000,
     )
 
 
@@ -118,7 +118,7 @@ def _growth(least: float, results: Results, result: Result) -> Verdict:
 
 def _latency(_results: Results, result: Result) -> Verdict:
     p50, p99, settle = (result.numbers[name] for name in ("p50", "p99", "settle"))
-    return Verdict(f"p50 {p50:.2f} s, p99 {p99:.2f} s", p50 < 0.3 and p99 < settle + 1)  # noqa: PLR2004 - the bar's own words
+    return Verdict(f"p50 {p50:.2f} s, p99 {p99:.2f} s", p50 < 0.3 and p99 < settle + 1)
 
 
 def _flat_memory(most: float, _results: Results, result: Result) -> Verdict | None:

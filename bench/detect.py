@@ -276,7 +276,7 @@ def peers_as_poisson(counts: Counts, drawn: Drawn) -> np.ndarray:
     voters = np.bincount(region, roll)
     rate = (sums[region] - counts) / (voters[region] - roll)[:, None]
     mu = np.maximum(roll[:, None] * rate, 1)
-    return (counts - mu) / np.sqrt(mu) >= 15
+    return np.asarray((counts - mu) / np.sqrt(mu) >= 15)
 
 
 NAIVE: dict[str, Callable[[Counts, Drawn], np.ndarray]] = {
@@ -425,8 +425,8 @@ def _head(measured: Measured) -> Iterator[str]:
         "drawn from fixed seeds: 500 constituencies in 20 regions, 60 hours of vote, rolls "
         "log-normal around 600, turnout about 0.90, an AR(1) effect of the region, an early or "
         "late tilt of each constituency, two national reminders, gamma noise of each hour "
-        "(CV 0.10, the one parameter without real data). Some constituencies have a twin (two ballots of the "
-        "same voters). What holds here need not hold for an election that is not like that."
+        "(CV 0.10, the one parameter without real data). Some constituencies have a twin (two "
+        "ballots of the same voters). What holds here need not hold for an election that is not like that."
     )
     yield ""
     yield (
