@@ -426,7 +426,8 @@ def _head(measured: Measured) -> Iterator[str]:
         "log-normal around 600, turnout about 0.90, an AR(1) effect of the region, an early or "
         "late tilt of each constituency, two national reminders, gamma noise of each hour "
         "(CV 0.10, the one parameter without real data). Some constituencies have a twin (two "
-        "ballots of the same voters). What holds here need not hold for an election that is not like that."
+        "ballots of the same voters). What holds here need not hold for an election that is not "
+        "like that."
     )
     yield ""
     yield (
