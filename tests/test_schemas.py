@@ -149,6 +149,7 @@ def test_unknown_stays_unknown() -> None:
         constituency_id=uuid4(),
         hour=NOW,
         status="open",
+        is_empty=False,
         coverage=float("nan"),
         **dict.fromkeys(
             (
