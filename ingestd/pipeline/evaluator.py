@@ -748,7 +748,7 @@ def insert_empties(session: Session, empties: Sequence[Cells]) -> None:
 @lru_cache(maxsize=10_000)
 def _text(hour: int) -> str:
     """An hour as SQLite stores it."""
-    return f"{start_of(hour):%Y-%m-%d %H:%M:%S.%f}"
+    return start_of(hour).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 _CARRY = update(hourly).where(hourly.c.id == bindparam("key"), hourly.c.is_empty)
