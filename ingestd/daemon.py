@@ -309,6 +309,8 @@ class _Once:
         summary: Summary,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
+        self._settings = settings
+        self._ingest = ingest
         self._stop = stop
         self._stop_seconds = settings.ingest.stop_seconds
         self._summary = summary
