@@ -36,6 +36,8 @@ from pydantic_settings import (
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from ingestd.thresholds import Alerts
+
 ENV_PREFIX = "INGESTD_"
 CONFIG_VARIABLE = "INGESTD_CONFIG"
 LOCAL_CONFIG = Path("ingestd.toml")
@@ -414,6 +416,11 @@ class Statistics(BaseModel):
         names = {name for name, field in cls.model_fields.items() if field.annotation is not bool}
         return sorted(names - {"voting_hours", "first_hour", "overrides"})
 
+    def for_election(self, election: str | None) -> dict[str, Any]:
+        """The thresholds that hold for an election, by its name; None for those of all others."""
+        held = {name: getattr(self, name) for name in self.thresholds()}
+        return held | dict(self.overrides.get(election or "", {}))
+
     @model_validator(mode="after")
     def _overrides_are_thresholds(self) -> Self:
         known = set(self.thresholds()) - {"large_fleet", "spike_z_large"}
@@ -456,6 +463,7 @@ class Settings(BaseSettings):
     keep: Keep = Keep()
     limits: Limits = Limits()
     statistics: Statistics = Statistics()
+    alerts: Alerts = Alerts()
     log: Log = Log()
 
     @classmethod
@@ -477,6 +485,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "keep": Keep,
     "limits": Limits,
     "statistics": Statistics,
+    "alerts": Alerts,
     "log": Log,
 }
 
@@ -655,9 +664,9 @@ def _from_environment(environment: Mapping[str, str]) -> Values:
         name = variable.lower()
         if not name.startswith(ENV_PREFIX.lower()):
             continue
-        section, separator, key = name.removeprefix(ENV_PREFIX.lower()).partition("__")
-        if separator:
-            values.setdefault(section, {})[key] = environment[variable]
+        section, *keys = name.removeprefix(ENV_PREFIX.lower()).split("__")
+        if keys:
+            values.setdefault(section, {})[keys[0]] = environment[variable]
         elif section in known or section in SECTIONS:
             # Silence would mean the default, which is the worst answer to a near miss.
             meant = known.get(section, f"{section}__key")
@@ -688,7 +697,7 @@ def _from_file(file: Path) -> Values:
 def _defaults() -> Values:
     values: Values = {}
     for section, key, field in _fields():
-        values.setdefault(section, {})[key] = field.default
+        values.setdefault(section, {})[key] = field.get_default(call_default_factory=True)
     return values
 
 
@@ -708,7 +717,16 @@ def _merged(places: list[Place]) -> Values:
 
 def _deep_update(values: Values, stronger: Values) -> Values:
     sections = {**values, **stronger}
-    return {name: {**values.get(name, {}), **stronger.get(name, {})} for name in sections}
+    return {name: _over(values.get(name, {}), stronger.get(name, {})) for name in sections}
+
+
+def _over(values: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
+    """The stronger values over the others, table by table: a rule has a table of its own."""
+    merged = {**values, **stronger}
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(merged[key], dict) and key in stronger:
+            merged[key] = _over(value, merged[key])
+    return merged
 
 
 def _anchored(section: str, key: str, value: object, base: Path) -> object:
@@ -761,25 +779,56 @@ def _in_plain_words(details: ErrorDetails, places: list[Place]) -> str:
     if not key:
         return f"{place.spell(section)}: {rule}"
     shown = redacted_url(str(details["input"])) if key == "url" else repr(details["input"])
-    return f"{place.spell(section, key)} = {shown}: {rule}"
+    inner = "".join(f".{part}" for part in details["loc"][2:])
+    return f"{place.spell(section, key)}{inner} = {shown}: {rule}"
 
 
 def _section_toml(name: str, model: type[BaseModel]) -> str:
-    lines = ["", f"# {model.__doc__}", f"[{name}]"]
+    about = " ".join((model.__doc__ or "").split())
+    lines = ["", *textwrap.wrap(about, 96, initial_indent="# ", subsequent_indent="# ")]
+    lines += [f"[{name}]"]
+    tables = ""
     for key, field in model.model_fields.items():
-        words = f"{field.description}{_choices(field)}"
-        lines += ["", *textwrap.wrap(words, 96, initial_indent="# ", subsequent_indent="# ")]
-        lines += [f"#{key} = {_toml(getattr(model(), key))}"]
+        value = getattr(model(), key)
+        if isinstance(value, BaseModel):
+            tables += _table_toml(f"{name}.{key}", value)
+        elif not isinstance(value, dict):
+            lines += _field_toml(key, field, value)
+    return "\n".join([*lines, ""]) + tables
+
+
+def _table_toml(name: str, table: BaseModel) -> str:
+    """The table of one rule; its lines are commented out, so that it sets nothing."""
+    lines = ["", f"[{name}]"]
+    for key, field in type(table).model_fields.items():
+        lines += _field_toml(key, field, getattr(table, key))[key == "enabled" and 2 :]
     return "\n".join([*lines, ""])
 
 
 def _section_markdown(name: str, model: type[BaseModel]) -> str:
-    lines = ["", f"## [{name}]", "", f"{model.__doc__}", "", "| setting | default | what it does |"]
-    lines += ["|---|---|---|"]
-    for key, field in model.model_fields.items():
-        words = f"{field.description}{_choices(field)}".replace("|", "\\|")
-        lines += [f"| `{key}` | `{_toml(getattr(model(), key))}` | {words} |"]
+    about = " ".join((model.__doc__ or "").split())
+    lines = ["", f"## [{name}]", "", about, "", "| setting | default | what it does |"]
+    lines += ["|---|---|---|", *_rows_markdown("", model())]
     return "\n".join([*lines, ""])
+
+
+def _rows_markdown(prefix: str, values: BaseModel) -> list[str]:
+    """One row for each setting; those of a rule stand behind its name."""
+    rows: list[str] = []
+    for key, field in type(values).model_fields.items():
+        value = getattr(values, key)
+        if isinstance(value, BaseModel):
+            rows += _rows_markdown(f"{prefix}{key}.", value)
+        elif not isinstance(value, dict):
+            words = f"{field.description}{_choices(field)}".replace("|", "\\|")
+            rows += [f"| `{prefix}{key}` | `{_toml(value)}` | {words} |"]
+    return rows
+
+
+def _field_toml(key: str, field: FieldInfo, value: object) -> list[str]:
+    words = f"{field.description}{_choices(field)}"
+    wrapped = textwrap.wrap(words, 96, initial_indent="# ", subsequent_indent="# ")
+    return ["", *wrapped, f"#{key} = {_toml(value)}"]
 
 
 def _choices(field: FieldInfo) -> str:

@@ -29,6 +29,7 @@ from ingestd.log import chosen
 from ingestd.pipeline import archive, ledger, obstacles, stats, trial
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
+from ingestd.pipeline.feed import evaluate_feed
 from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.leftover import Leftovers
@@ -60,6 +61,10 @@ _PAUSE_PER_EVALUATION = 4
 _MOST_WORKERS = 2
 # Added where systemd is told how long something may take at most.
 _SPARE_SECONDS = 60
+# The whole feed is looked at when nothing waits, in a rush once a minute, in silence every ten.
+_FEED_IN_A_RUSH = 60.0
+_FEED_IN_SILENCE = 600.0
+_FEED_SHARE = 20
 GAVE_UP = 4
 
 
@@ -125,6 +130,7 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         is_archiving=is_archiving,
         archive=settings.watch.archive,
         quarantine=settings.watch.quarantine,
+        alerts=settings.alerts,
     )
 
 
@@ -290,7 +296,7 @@ def once(
                 ingest.note_missing(root)
             run_once = _Once(settings, ingest, stop, summary, on_progress)
             run_once.take(files)
-            run_once.evaluate()
+            run_once.evaluate(has_taken=bool(files))
         finally:
             engine.dispose()
         summary.stopped_by = stop.signal if summary.waiting else None
@@ -323,11 +329,13 @@ class _Once:
         self._shares: dict[str, int] = {}
         self._number = self._total = self._files = self._done = 0
 
-    def evaluate(self) -> None:
+    def evaluate(self, *, has_taken: bool) -> None:
         """Evaluate before the end; what is not evaluated now is due at the next run."""
         if self._stop.is_set() or self._patience.is_over:
             return
         try:
+            if has_taken:
+                _evaluate_feed(self._ingest, is_thorough=True)
             Evaluating(self._settings, self._ingest).attend()
         except StorageFault as fault:
             log.warning("evaluation_put_off", error=str(fault), until="the next run")
@@ -435,6 +443,14 @@ class _OncePatience:
     def over(self) -> None:
         """Note that it works again."""
         self._pause.over()
+
+
+def _evaluate_feed(ingest: Ingest, *, is_thorough: bool = False) -> None:
+    """Let the rules about all constituencies look at what is here now."""
+    with database_at_work(), ingest.sessions.begin() as session:
+        evaluate_feed(
+            session, now=ingest.clock(), held=ingest.terms.alerts, is_thorough=is_thorough
+        )
 
 
 def _files_of(settings: Settings, root: Path) -> list[Found]:
@@ -643,6 +659,9 @@ class Daemon:
     has_more: bool = False
     obstacles: Obstacles = field(default_factory=Obstacles)
     audience: Audience = field(default_factory=Audience)
+    feed_at: float = -_FEED_IN_SILENCE
+    feed_seconds: float = 0.0
+    has_news: bool = False
 
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
@@ -670,6 +689,7 @@ class Daemon:
             for marker in self.leftovers.due(self.manifests, look.markers, here, now):
                 with database_at_work():
                     self.leftovers.tidy(self.ingest.sessions, marker, self.manifests)
+        self._attend_to_feed(time.monotonic(), is_new=taken)
         return taken
 
     def _take_until(self, end: float) -> bool:
@@ -704,6 +724,18 @@ class Daemon:
         if self.workers.has_offers and not self.workers.in_work:
             self.audience.standing.begin(label_of(self.workers.first.relative))
             self.audience.tell()
+
+    def _attend_to_feed(self, now: float, *, is_new: bool) -> None:
+        """Let the rules about all constituencies look, where no file waits for them."""
+        self.has_news |= is_new
+        pause = _FEED_IN_A_RUSH if self.has_news else _FEED_IN_SILENCE
+        if self.has_news and not self.has_more:
+            # Of a whole country it takes seconds: then files come first for a while.
+            pause = min(pause, _FEED_SHARE * self.feed_seconds)
+        if now - self.feed_at >= pause:
+            _evaluate_feed(self.ingest)
+            self.feed_seconds = time.monotonic() - now
+            self.feed_at, self.has_news = now, False
 
     def _asked_for(self, root: Path) -> dict[Path, str]:
         """Files that a person put back by `ingestd retry`: their markers stayed behind."""

@@ -22,7 +22,10 @@ from ingestd.models import (
     Transaction,
     table_of,
 )
+from ingestd.pipeline.feed import evaluate_feed
+from ingestd.thresholds import Alerts
 
+_LONG_AFTER = datetime(2025, 1, 1, tzinfo=UTC)
 Sessions = sessionmaker[Session]
 Row = dict[str, Any]
 Snapshot = dict[str, dict[Hashable, Row]]
@@ -267,7 +270,14 @@ def _wrong_slots(session: Session) -> Iterator[str]:
 
 
 def untrue(sessions: Sessions, truth: Mapping[str, Any]) -> list[str]:
-    """What the tables say otherwise than the simulator's truth, one line each."""
+    """What the tables say otherwise than the simulator's truth, one line each.
+
+    The rules about the whole feed look first, as they do when a daemon has taken all files.
+    """
+    expected = tuple(truth.get("expected_contracts", ()))
+    held = Alerts.model_validate({"constituency_missing": {"contracts": expected}})
+    with sessions.begin() as session:
+        evaluate_feed(session, now=_LONG_AFTER, held=held)
     with sessions() as session:
         contracts = {row.id: row for row in session.scalars(select(Constituency))}
         return [

@@ -44,7 +44,8 @@ FORGERY = "\x1b[2J\x9b31m\u202e[bold]ok"
 COMMANDS = [
     *("init", "run", "once", "try", "check", "status", "jobs", "jobs show", "jobs make-current"),
     *("jobs forget", "rejects", "rejects export", "rejects replay", "retry", "audit"),
-    *("alerts", "stats", "fsck", "simulate"),
+    *("alerts", "alerts explain", "alerts export", "rules", "coverage", "stats", "fsck"),
+    "simulate",
     *("db upgrade", "db downgrade", "db current", "db check", "db copy", "db grant-reader"),
     *("backup", "restore", "prune"),
     *("unit install", "unit print", "unit uninstall"),

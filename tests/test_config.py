@@ -17,6 +17,7 @@ from ingestd.config import (
     redacted_url,
     write_config,
 )
+from ingestd.thresholds import Rules
 
 ROOT = Path(__file__).parent.parent
 
@@ -382,16 +383,20 @@ def test_the_example_in_the_repository_is_the_one_in_the_program() -> None:
 
 def test_the_example_sets_nothing() -> None:
     """New defaults reach those who never changed them."""
-    assert {name: {} for name in SECTIONS} == tomllib.loads(example_toml())
+    assert {
+        name: {key: {} for key in model.model_fields if hasattr(Rules(), key)}
+        for name, model in SECTIONS.items()
+    } == tomllib.loads(example_toml())
 
 
 def test_every_setting_is_explained() -> None:
     """The documentation is made from the descriptions."""
+    tables = {type(getattr(Rules(), rule)) for rule in Rules.model_fields}
     silent = [
         key
-        for model in SECTIONS.values()
+        for model in (*SECTIONS.values(), *tables)
         for key, field in model.model_fields.items()
-        if not field.description
+        if not field.description and key not in Rules.model_fields
     ]
     assert silent == []
 
@@ -399,6 +404,26 @@ def test_every_setting_is_explained() -> None:
 def test_every_section_is_in_the_settings() -> None:
     """SECTIONS and Settings name the same things."""
     assert {key: field.annotation for key, field in Settings.model_fields.items()} == SECTIONS
+
+
+def test_a_rule_has_a_table_of_its_own(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File and environment may each set a part of it, and an election something else again."""
+    (cwd / "ingestd.toml").write_text(
+        "[alerts.missing_hour]\nwatermark = 0.5\n"
+        '[alerts.elections."Duma".missing_hour]\nin_a_row = 9\n'
+    )
+    monkeypatch.setenv("INGESTD_ALERTS__MISSING_HOUR__SLOTS_PAST", "4")
+    alerts = load_settings().alerts
+    held = alerts.for_election("Duma", None).missing_hour
+    assert (0.5, 4, 9) == (held.watermark, held.slots_past, held.in_a_row)
+    assert 3 == alerts.for_election("another", "duma").missing_hour.in_a_row
+
+
+def test_a_wrong_threshold_is_named_with_its_rule(cwd: Path) -> None:
+    """The message says which rule, which key, and what is allowed."""
+    (cwd / "ingestd.toml").write_text("[alerts.reject_share]\nshare = 2\n")
+    with pytest.raises(ConfigError, match=r"alerts\.reject_share\.share = 2: .*less than"):
+        load_settings()
 
 
 def test_init_makes_a_folder_to_work_in(cwd: Path) -> None:

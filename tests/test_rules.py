@@ -1,14 +1,28 @@
 """Rules are pure: facts in, findings out."""
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from ingestd.pipeline import rules
-from ingestd.pipeline.rules import Content, Republication, SlotCount, Totals
+from ingestd.pipeline.rules import (
+    Burst,
+    Content,
+    Gap,
+    OutOfSlot,
+    ProtocolRow,
+    RejectedRows,
+    Republication,
+    Results,
+    SlotCount,
+    Totals,
+)
+from ingestd.pipeline.rules.protocol import shift_of
 from ingestd.pipeline.stats import Revote
 from ingestd.pipeline.verdict import Event, SeenFile, decide
+from ingestd.thresholds import Rules
 
 EIGHT, NINE, TEN = (f"2024-09-06_{hour:02d}00-{hour + 1:02d}00" for hour in (8, 9, 10))
 NOON = datetime(2024, 9, 6, 12, tzinfo=UTC)
@@ -275,3 +289,142 @@ def test_a_transaction_belongs_to_the_first_interval_slot_that_holds_it() -> Non
 def test_a_rollback_alone_makes_no_transaction() -> None:
     """A −1 row never supplies content."""
     assert decide([event(HOURLY, 1, -1)], FILES) is None
+
+
+# The protocol
+
+
+def row(operation: str, slot: str | None, minute: int = 0, persons: int | None = None) -> Any:
+    """A protocol row at noon and so many minutes."""
+    at = NOON + timedelta(minutes=minute)
+    return ProtocolRow(operation, at, slot, f"{operation} {minute}", persons)
+
+
+def test_votes_before_the_main_key_are_counted_by_slots() -> None:
+    """Those of the same hour are not judged: their order is not known from counts."""
+    slots = [SlotCount(EIGHT, 3, 2), SlotCount(NINE, 3, 2)]
+    (finding,) = rules.vote_without_main_key(slots, row("addMainKey", NINE), NOON)
+    assert 2 == finding.details["votes"]
+    assert [] == rules.vote_without_main_key(slots, row("addMainKey", EIGHT), NOON)
+    assert [] == rules.vote_without_main_key(slots, None, NOON)
+
+
+def test_what_comes_after_the_finish_or_too_early_is_out_of_order() -> None:
+    """Results before decryptions are normal; decryptions before the finish are not."""
+    slots = [SlotCount(NINE, 1, 1), SlotCount(TEN, 0, 1)]
+    rows = [row("finishVoting", NINE), row("decryption", EIGHT), row("results", TEN, 1)]
+    found = rules.lifecycle_order(rows, slots, contradicted=["finishVoting"], at=NOON)
+    assert ["after_finish", "before_finish", "finishVoting"] == [one.subject for one in found]
+
+
+@pytest.mark.parametrize(
+    ("vector", "votes", "provisional", "found"),
+    [
+        ([[3, 4]], 7, False, []),
+        ([[3, 5]], 7, False, ["more 1"]),
+        ([[3, 5]], 7, True, []),
+        ([[3, 3]], 7, False, ["fewer 1"]),
+        ([[3, 3]], 7, True, ["fewer 1"]),
+        ("nonsense", 7, False, []),
+        ([[3, "x"]], 7, False, []),
+    ],
+)
+def test_results_are_held_against_the_votes(
+    vector: object, votes: int, provisional: bool, found: list[str]
+) -> None:
+    """Votes of missing hours are unknown: then only too few marks say anything."""
+    results = Results(
+        vectors=(vector,),
+        tx_ids=("r",),
+        dimension=[[1, 1, 2]],
+        votes=votes,
+        revotes=0,
+        is_provisional=provisional,
+        at=NOON,
+    )
+    assert found == [one.subject for one in rules.results_mismatch(results)]
+
+
+def test_the_zone_of_file_names_is_the_commonest_difference() -> None:
+    """One row at the edge of an hour moves nothing."""
+    rows = [row("createContract", NINE, -120), row("startVoting", NINE, -59 - 60), row("x", TEN)]
+    assert timedelta(hours=-1) == shift_of(rows)
+    assert shift_of([row("startVoting", None)]) is None
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("rejected", "rows", "severity"), [(0, 9, []), (1, 500, ["info"]), (10, 5000, ["warning"])]
+)
+def test_refused_rows_are_told_and_many_are_a_warning(
+    rejected: int, rows: int, severity: list[str]
+) -> None:
+    """From ten rows or one in a hundred on."""
+    found = rules.reject_share([RejectedRows(EIGHT, "a", rejected, rows)], Rules().reject_share)
+    assert severity == [one.severity for one in found]
+
+
+@pytest.mark.parametrize(
+    ("slots", "lacking", "severity"),
+    [
+        ((EIGHT,), (1,), "warning"),
+        ((EIGHT, NINE, TEN), (1, 1, 1), "critical"),
+        ((EIGHT,), (5,), "critical"),
+    ],
+)
+def test_three_missing_hours_or_a_tenth_of_the_fleet_are_critical(
+    slots: tuple[str, ...], lacking: tuple[int, ...], severity: str
+) -> None:
+    """One hour of one constituency is a warning."""
+    gap = Gap(slots=slots, lacking=lacking, constituencies=50, watermark=TEN)
+    assert severity == rules.missing_hour(gap, Rules().missing_hour).severity
+
+
+@pytest.mark.parametrize(
+    ("numbers", "subjects"),
+    [
+        ([(2, 10)], []),
+        ([(3, 300)], ["c0 2024-09-06T12"]),
+        ([(3, 5_000)], []),
+        ([(3, 300)] * 3, ["fleet 2024-09-06T12"]),
+        ([(30, 5_000)], ["c0 2024-09-06T12"]),
+    ],
+)
+def test_many_rollbacks_in_an_hour_are_a_burst(
+    numbers: list[tuple[int, int]], subjects: list[str]
+) -> None:
+    """By their share of the hour or against the others; several at once are one alert."""
+    bursts = [
+        Burst(f"c{at}", rolled_back, rows, 2, 100_000)
+        for at, (rolled_back, rows) in enumerate(numbers)
+    ]
+    found = rules.rollback_burst(NOON, bursts, Rules().rollback_burst)
+    assert subjects == [one.subject for one in found]
+
+
+@pytest.mark.parametrize(
+    ("rows", "outside", "minutes", "severity"),
+    [
+        (50, 0, 0.0, []),
+        (50, 1, 40.0, ["info"]),
+        (50, 1, 61.0, ["warning"]),
+        (20, 2, 31.0, ["warning"]),
+    ],
+)
+def test_rows_outside_of_their_hour_are_judged_by_number_and_distance(
+    rows: int, outside: int, minutes: float, severity: list[str]
+) -> None:
+    """One row an hour out, or one in twenty."""
+    counted = OutOfSlot(
+        slot=EIGHT,
+        rows=rows,
+        outside=outside,
+        farthest_minutes=minutes,
+        shift_hours=3.0,
+        tx_ids=(),
+        at=NOON,
+    )
+    found = rules.ts_out_of_slot(counted, Rules().ts_out_of_slot)
+    assert severity == [one.severity for one in found]

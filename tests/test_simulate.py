@@ -20,23 +20,54 @@ from ingestd.simulate import Packing, Plan, Truth, defect_descriptions, defect_n
 from ingestd.simulate.ids import base58_texts
 from ingestd.simulate.rows import Office, plain_rows
 
-RULES = {
-    "republished_changed": "slot_republished",
-    "republished_gone": "history_withdrawn",
-    "republished_added": "slot_republished",
-    "republished_same": "slot_republished",
-    "withdrawn": "history_withdrawn",
-    "revotes": "duplicate_vote_key",
-    "rewritten": "transaction_rewritten",
-    "too_many_bad": "file_rejected",
-    "unknown_operation": "unknown_operation",
-    "over_registered": "turnout_over_registered",
-    "stuffing": "votes_exceed_bulletins",
+RULES: dict[str, set[str]] = {
+    "missing_hours": {"missing_hour"},
+    "republished_changed": {"slot_republished"},
+    "republished_gone": {"history_withdrawn", "slot_republished"},
+    "republished_added": {"slot_republished"},
+    "republished_same": {"slot_republished"},
+    "withdrawn": {"history_withdrawn", "slot_republished"},
+    "revotes": {"duplicate_vote_key"},
+    # Shown with the content that a later hour gave it.
+    "rewritten": {"transaction_rewritten", "ts_out_of_slot"},
+    "too_many_bad": {"file_rejected", "missing_hour"},
+    "bad_rows": {"reject_share"},
+    "unknown_operation": {"unknown_operation"},
+    "rollback_final": {"rolled_back_for_good"},
+    "rollback_first": {"rolled_back_for_good"},
+    "outside_window": {"outside_voting_window"},
+    "wrong_clock": {"outside_voting_window"},
+    "far_clock": {"ts_out_of_slot"},
+    "late_key": {"vote_without_main_key"},
+    "second_key": {"lifecycle_order"},
+    "after_finish": {"lifecycle_order", "outside_voting_window"},
+    "early_decryption": {"lifecycle_order"},
+    "late_list": {"roll_changed_during_voting"},
+    "purge": {"roll_changed_during_voting"},
+    "for_many": {"bulletin_for_many"},
+    "twice_delivered": {"duplicate_transaction"},
+    "two_contracts": {"transaction_in_two_contracts"},
+    "rollback_burst": {"rolled_back_for_good", "rollback_burst"},
+    "refused_again": {"duplicate_vote_key"},
+    "late_file": {"late_file"},
+    "constituency_missing": {"constituency_missing"},
+    "results_more": {"results_mismatch"},
+    "results_fewer": {"results_mismatch"},
+    "results_twice": {"results_mismatch"},
+    "over_registered": {"turnout_over_registered"},
+    "stuffing": {"votes_exceed_bulletins"},
+}
+# A whole file knows what an hour that is missing, or gone, had held.
+RULES_WITH_WHOLE: dict[str, set[str]] = {
+    "missing_hours": set(),
+    "too_many_bad": {"file_rejected"},
+    "republished_gone": {"slot_republished", "whole_export_differs", "results_mismatch"},
+    "whole_lacks": {"whole_export_differs"},
 }
 WHOLE_DEFECTS = (
     *("rollback_final", "rollback_return", "rollback_refail", "rollback_first", "rejected"),
     *("revote_blocked", "revotes", "rewritten", "bad_rows", "unknown_operation"),
-    *("over_registered", "stuffing"),
+    *("over_registered", "stuffing", "late_key", "results_more", "rollback_burst"),
 )
 
 Event = tuple[bool, str, int, int, list[str]]
@@ -301,8 +332,14 @@ def lowest_margin(directory: Path, truth: Truth, contract: str) -> int:
 @pytest.mark.parametrize("whole", [False, True])
 def test_every_defect_is_told_and_can_be_recounted(tmp_path: Path, name: str, whole: bool) -> None:
     """A defect names its rows, its files hold them, and its alert is the only one."""
+    number = 3 if name == "late_file" else 2
     plan = Plan(
-        rolls=(150, 15), constituencies=2, hours=5, options=(2,), whole=whole, defects=(name,)
+        rolls=(300, 15, 15)[:number],
+        constituencies=number,
+        hours=5,
+        options=(2,),
+        whole=whole,
+        defects=(name,),
     )
     truth = simulate(tmp_path, plan)
     assert truth.defects[name]
@@ -312,12 +349,10 @@ def test_every_defect_is_told_and_can_be_recounted(tmp_path: Path, name: str, wh
             lines = text.replace(b"\xef\xbb\xbf", b"").split(b"\n")
             ids = {lines[number - 1].split(b";")[0].decode() for number in finding["lines"]}
             assert set(finding["tx_ids"]) <= ids
-    expected = {RULES[name]} if name in RULES else set()
-    if name in ("republished_gone", "withdrawn"):
-        expected.add("slot_republished")
-    if whole and name == "republished_gone":
-        expected.remove("history_withdrawn")
-    assert {alert["rule"] for alert in truth.alerts} == expected
+    expected = RULES.get(name, set())
+    if whole:
+        expected = RULES_WITH_WHOLE.get(name, expected)
+    assert expected == {alert["rule"] for alert in truth.alerts}
     assert_recounted(tmp_path, truth)
 
 

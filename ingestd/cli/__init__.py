@@ -14,11 +14,13 @@ import typer
 
 from ingestd.cli import (
     check,
+    coverage,
     findings,
     fsck,
     jobs,
     prune,
     rejects,
+    rulebook,
     schema,
     simulation,
     status,
@@ -70,6 +72,8 @@ status.add_to(app)
 jobs.add_to(app)
 rejects.add_to(app)
 findings.add_to(app)
+rulebook.add_to(app)
+coverage.add_to(app)
 fsck.add_to(app)
 prune.add_to(app)
 simulation.add_to(app)

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestd.cli.flags import Csv, Flags, Json, Limit, Offset, command
+from ingestd.cli.flags import FINDINGS, Csv, Flags, Json, Limit, Offset, command
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
     from ingestd.crud import Page
     from ingestd.models import Alert, Constituency
 
+_SHORTEST_PREFIX = 8
+_HEX_DIGITS = 32
+_BARS = " ▁▂▃▄▅▆▇█"
+_ALERT_COLUMNS = (
+    *("id", "type", "class", "severity", "contract_id", "subject", "title", "description"),
+    *("detected_at", "cleared_at", "status"),
+)
 _TOTALS = ("registered_voters", "bulletins_issued", "votes_cast", "votes_rejected")
 _HOUR = (
     "hour",
@@ -48,8 +57,13 @@ _SHORT = {
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
+    group = typer.Typer(help="What the rules found: open alerts, how they came about, evidence.")
     examples = ("ingestd alerts --severity critical", "ingestd alerts --all --json")
-    command(app, "alerts", examples=examples)(alerts)
+    command(group, "alerts", examples=examples, is_group=True)(alerts)
+    command(group, "explain", examples="ingestd alerts explain 1b4e28ba")(explain)
+    examples = ("ingestd alerts export 1b4e28ba", "ingestd alerts export 1b4e28ba --to out.zip")
+    command(group, "export", examples=examples)(export)
+    app.add_typer(group, name="alerts")
     examples = ("ingestd stats --region 77", "ingestd stats --contract CONTRACT --csv > hours.csv")
     command(app, "stats", examples=examples)(stats)
 
@@ -69,8 +83,9 @@ def alerts(  # noqa: PLR0913 - one for each option
     limit: Limit = 50,
     offset: Offset = 0,
     is_json: Json = False,
+    is_csv: Csv = False,
 ) -> None:
-    """List open alerts, the worst first."""
+    """List open alerts, the worst first; `explain` and `export` tell more of one."""
     from ingestd import crud
     from ingestd.cli import screen
     from ingestd.cli.database import reading
@@ -105,8 +120,12 @@ def alerts(  # noqa: PLR0913 - one for each option
             ]
             screen.print_page(page, items)
             return
+    if is_csv:
+        cells = (_alert_cells(alert, names.get(alert.constituency_id)) for alert in page.items)
+        screen.print_csv(_ALERT_COLUMNS, cells)
+        return
     if page.items:
-        columns = ("severity", "alert", "what", "contract", "when", "state")
+        columns = ("id", "severity", "alert", "what", "contract", "when", "state")
         rows = [_alert_row(alert, names.get(alert.constituency_id)) for alert in page.items]
         screen.show(columns if is_all else columns[:-1], rows if is_all else [r[:-1] for r in rows])
     screen.tell_page(page, what="alerts" if is_all else "open alerts")
@@ -122,7 +141,123 @@ def _contracts(session: Session, page: Page[Alert]) -> dict[Any, str]:
 
 def _alert_row(alert: Alert, contract: str | None) -> tuple[Any, ...]:
     state = "cleared" if alert.cleared_at else alert.status
-    return (alert.severity, alert.type, alert.title, contract or "", alert.detected_at, state)
+    short = str(alert.id)[:_SHORTEST_PREFIX]
+    told = (alert.severity, alert.type, alert.title, contract or "", alert.detected_at)
+    return (short, *told, state)
+
+
+def _alert_cells(alert: Alert, contract: str | None) -> tuple[Any, ...]:
+    what = (alert.type, alert.alert_class, alert.severity, contract, alert.subject, alert.title)
+    return (alert.id, *what, alert.description, alert.detected_at, alert.cleared_at, alert.status)
+
+
+def the_alert(session: Session, prefix: str) -> Alert:
+    """The alert whose id begins so. Raises ConfigError where there is none, or more than one."""
+    from ingestd import crud
+    from ingestd.config import ConfigError
+
+    digits = prefix.replace("-", "").lower()
+    is_hex = all(char in "0123456789abcdef" for char in digits)
+    if not is_hex or not _SHORTEST_PREFIX <= len(digits) <= _HEX_DIGITS:
+        raise ConfigError(
+            f"{prefix}: an alert's id has 32 hexadecimal digits; give {_SHORTEST_PREFIX} or more "
+            "of its first (`ingestd alerts` lists them)"
+        )
+    first, last = (uuid.UUID(digits.ljust(_HEX_DIGITS, fill)) for fill in "0f")
+    page = crud.alerts.between(session, first, last)
+    if page.total == 0:
+        raise ConfigError(f"{prefix}: no such alert; `ingestd alerts --all` lists them")
+    if page.total > 1:
+        raise ConfigError(f"{prefix}: {page.total} alerts begin so; give more digits")
+    return page.items[0]
+
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The alert's id, or how it begins.")]
+
+
+def explain(flags: Flags, id_: Id, *, is_json: Json = False) -> None:
+    """Tell how a finding came about: numbers, formula, files and lines, usual causes."""
+    from ingestd import crud
+    from ingestd.cli import screen
+    from ingestd.cli.database import reading
+    from ingestd.pipeline.bundle import words_of
+    from ingestd.pipeline.rules import RULES
+    from ingestd.schemas import AlertResponse
+
+    settings = flags.settings()
+    with reading(settings) as session:
+        alert = the_alert(session, id_)
+        owner = alert.constituency_id and crud.constituencies.get(session, alert.constituency_id)
+        contract = owner.contract_id if owner else None
+        files = alert.details.get("files", ())
+        names = crud.jobs.paths_by_sha256(session, {file["sha256"] for file in files})
+        if is_json:
+            rule = RULES.get(alert.type)
+            statistics = settings.statistics.for_election(None)
+            names_of = rule.settings if rule else ()
+            told = {
+                "contract_id": contract,
+                "formula": rule.formula if rule else None,
+                "thresholds": settings.alerts.of(alert.type)
+                | {name: statistics[name] for name in names_of},
+                "paths": names,
+                **AlertResponse.model_validate(alert).model_dump(),
+            }
+            screen.print_json(told)
+            return
+        for line in words_of(alert, contract).splitlines():
+            screen.say(line)
+    if files:
+        rows = [
+            (
+                file["slot"],
+                names.get(file["sha256"], "not in the ledger"),
+                ", ".join(map(str, file["lines"])) or "all",
+                file["sha256"],
+            )
+            for file in files
+        ]
+        screen.say()
+        screen.show(("hour", "file", "lines", "sha256"), rows)
+
+
+def export(
+    flags: Flags,
+    id_: Id,
+    *,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The ZIP to write; by default finding-ID.zip here."),
+    ] = None,
+    is_json: Json = False,
+) -> None:
+    """Write the evidence of one finding: words, numbers, raw lines, and a script that checks it.
+
+    The raw lines are read again from the archive, each with its file, line number and SHA-256.
+    `python3 check.py` in the unpacked ZIP needs nothing of this program. Exit status 1 when a
+    file could not be read.
+    """
+    from ingestd import crud, daemon
+    from ingestd.cli import screen
+    from ingestd.cli.database import reading
+    from ingestd.pipeline.bundle import evidence_of, write_bundle
+
+    settings = flags.settings()
+    with reading(settings) as session:
+        alert = the_alert(session, id_)
+        owner = alert.constituency_id and crud.constituencies.get(session, alert.constituency_id)
+        path = to or Path(f"finding-{str(alert.id)[:_SHORTEST_PREFIX]}.zip")
+        evidence = evidence_of(session, alert, daemon.read_limits(settings))
+        write_bundle(path, alert, owner.contract_id if owner else None, evidence)
+    if is_json:
+        told = {"file": path, "lines": len(evidence.lines), "unread": list(evidence.unread)}
+        screen.print_json(told)
+    else:
+        screen.say(f"{path}: {screen.amount(len(evidence.lines), 'raw line')}")
+        for line in evidence.unread:
+            screen.say(f"could not be read: {line}", colour_of="warning")
+    if evidence.unread:
+        raise typer.Exit(FINDINGS)
 
 
 # Stats --------------------------------------------------------------------------------------
@@ -233,7 +368,17 @@ def _show_hours(session: Session, contract: str, *, is_json: bool, is_csv: bool)
         screen.print_csv(_HOUR, rows)
         return
     screen.say(f"{owner.region_code or '–'} {owner.name or 'no name'}, {contract}")
+    screen.say(f"bulletins {_spark([hour.bulletins_issued for hour in hours])}")
+    screen.say(f"votes     {_spark([hour.votes_cast for hour in hours])}")
     screen.show(tuple(map(_short, _HOUR)), rows)
+
+
+def _spark(numbers: Sequence[int]) -> str:
+    """A line of bars, one for each number; the tallest is the greatest."""
+    most = max(numbers, default=0)
+    if not most:
+        return _BARS[0] * len(numbers)
+    return "".join(_BARS[-(-number * (len(_BARS) - 1) // most)] for number in numbers)
 
 
 def _the_constituency(session: Session, contract: str) -> Constituency:

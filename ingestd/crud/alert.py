@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, get_args
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, or_, select
 from sqlalchemy.orm import Session
 
 from ingestd.crud.base import FIRST, Page, Reader, Window, changed
@@ -25,7 +25,9 @@ _WORST_FIRST = case(
 )
 
 
-_IS_OPEN = (Alert.cleared_at.is_(None), Alert.status != "resolved")
+# A decision holds until more is found than what it was about.
+_HAS_NEW_EVIDENCE = Alert.gravity > Alert.answered_gravity
+_IS_OPEN = (Alert.cleared_at.is_(None), or_(Alert.status != "resolved", _HAS_NEW_EVIDENCE))
 
 
 class Alerts(Reader[Alert]):
@@ -52,6 +54,11 @@ class Alerts(Reader[Alert]):
         newest = Alert.detected_at.desc().nulls_last()
         return self.page(session, query, order=[_WORST_FIRST, newest], window=window)
 
+    def between(self, session: Session, first: uuid.UUID, last: uuid.UUID) -> Page[Alert]:
+        """Alerts with an id in a range: an id by its first digits."""
+        query = select(Alert).where(Alert.id.between(first, last))
+        return self.page(session, query, order=[], window=Window(limit=2))
+
     def open_by_severity(self, session: Session) -> Mapping[str, int]:
         """How many are open of each severity, worst first; none is 0, not absent."""
         query = select(Alert.severity, func.count()).where(*_IS_OPEN).group_by(Alert.severity)
@@ -67,6 +74,8 @@ class Alerts(Reader[Alert]):
         values = answer.model_dump(exclude_unset=True)
         if (status := values.get("status", alert.status)) != alert.status:
             values["resolved_at"] = at if status == "resolved" else None
+        if "status" in values:
+            values["answered_gravity"] = alert.gravity
         return changed(session, alert, values)
 
 

@@ -65,6 +65,15 @@ class Jobs(Reader[FileProcessing]):
             query = query.where(or_(*(contains_text(column, path) for column in columns)))
         return self.page(session, query, order=[FileProcessing.discovered_at.desc()], window=window)
 
+    def paths_by_sha256(self, session: Session, hashes: Collection[str]) -> Mapping[str, str]:
+        """Where files with these bytes were found; of several the first in sort order."""
+        f = FileProcessing
+        query = select(f.sha256, f.path, f.member).where(f.sha256.in_(sorted(hashes)))
+        found: dict[str, str] = {}
+        for row in session.execute(query.order_by(f.path.desc(), f.member.desc())):
+            found[row.sha256] = f"{row.path} / {row.member}" if row.member else row.path
+        return found
+
     def count_by_status(self, session: Session) -> Mapping[JobState, int]:
         """How many jobs stand in each state; none is 0, not absent."""
         query = select(FileProcessing.status, func.count()).group_by(FileProcessing.status)

@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text, text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ingestd.models.base import Base, Json, Timestamped
@@ -33,11 +33,15 @@ class Alert(Timestamped, Base):
     detected_at: Mapped[datetime | None]  # data time, never the wall clock
     cleared_at: Mapped[datetime | None]
     cleared_reason: Mapped[str | None] = mapped_column(Text)
+    # How grave it is: first the severity, then how much was found.
+    gravity: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     # A person's side, never overwritten.
     status: Mapped[str] = mapped_column(String(20), default="active")
     notes: Mapped[list[Any]] = mapped_column(Json, default=list)
     assigned_to: Mapped[str | None] = mapped_column(String(200))
     resolved_at: Mapped[datetime | None]
+    # The gravity that the decision was about: beyond it, there is new evidence.
+    answered_gravity: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
         # A constituency's alerts by rule: what each commit of a file compares.

@@ -1,4 +1,4 @@
-"""Alerts: gathers the facts for the rules, and raises, updates and clears what they find.
+"""Alerts: lets the rules look, and raises, updates and clears what they find.
 
 An alert's id is derived from rule, constituency and subject, so that a retry,
 a restart or another order finds the same alert again. A person's side
@@ -8,83 +8,65 @@ a restart or another order finds the same alert again. A person's side
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
-import orjson
-from sqlalchemy import Select, Text, and_, bindparam, cast, exists, func, insert, select, text
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import and_, bindparam, func, insert, select, text
+from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
-from ingestd.job_state import DELIVERED, JobState
-from ingestd.models import Alert, Constituency, FileProcessing, Sighting, table_of
-from ingestd.pipeline import rules
+from ingestd.job_state import JobState
+from ingestd.models import Alert, Constituency, Election, FileProcessing, table_of
+from ingestd.pipeline import facts as known
+from ingestd.pipeline import histories, rules, stats
+from ingestd.pipeline.facts import Facts, facts_of
 from ingestd.pipeline.prepared import Prepared
-from ingestd.pipeline.rules import Content, Finding, Republication, SlotCount, Totals
-from ingestd.pipeline.sightings import events_of, seen_files
-from ingestd.pipeline.stats import NO_BALLOT, Revote, RolledUp, revotes_around
-from ingestd.pipeline.touched import (
-    ON_CHAIN,
-    WITHDRAWN,
-    Touched,
-    chunks,
-    content,
-    hour_of,
-    sighting,
-    transaction,
-)
-from ingestd.pipeline.validate import OPERATIONS, constituency_prefix
-from ingestd.pipeline.verdict import Event, SeenFile
+from ingestd.pipeline.proof import proved, proved_plainly
+from ingestd.pipeline.rules import CLASSES, RANKS, RULES, RULESET, Finding
+from ingestd.pipeline.rules.ballots import REFUSED
+from ingestd.pipeline.rules.protocol import first_of
+from ingestd.pipeline.stats import NO_BALLOT, RolledUp, revotes_around
+from ingestd.pipeline.touched import ON_CHAIN, Touched, chunks, hour_of, transaction
+from ingestd.pipeline.validate import OPERATIONS
+from ingestd.thresholds import Alerts, Rules
 
 _NAMES = uuid.UUID("2b0f8d1c-93f1-5c36-8c55-6a3f0a4f1c07")
-_BODY = ("timestamp", "type", "tx_type", "version", "fee", "fee_asset_id", "sender", "signature")
+_A_SEVERITY = 10**12
+_HELD = Alerts()
 
+OF_THE_FEED = frozenset(
+    (
+        *("missing_hour", "constituency_missing", "silent_feed", "late_file", "rollback_burst"),
+        "transaction_in_two_contracts",
+    )
+)
+"""Rules that need more than one constituency: `feed.evaluate_feed` looks at them."""
 
-_WHOSE = transaction.c.constituency_id == bindparam("constituency")
 _OPEN_ALERTS = Prepared(
     select(Alert.type, Alert.subject, Alert.details).where(
         Alert.constituency_id == bindparam("constituency"), Alert.cleared_at.is_(None)
     )
 )
-_HAS_VOTERS_LIST = select(
-    exists().where(
-        _WHOSE,
-        transaction.c.type == "addVotersList",
-        NO_BALLOT,
-        transaction.c.status == "accepted",
-    )
-)
-_CURRENT_SLOTS = Prepared(
-    select(
-        FileProcessing.slot,
-        FileProcessing.is_cumulative,
-        FileProcessing.slot_bulletins,
-        FileProcessing.slot_votes,
-    )
-    .where(
-        FileProcessing.constituency_id == bindparam("constituency"),
-        FileProcessing.status == JobState.COMPLETED,
-        FileProcessing.slot.is_not(None),
-    )
-    .order_by(FileProcessing.slot)
-)
-_START_SLOT = select(func.min(transaction.c.slot)).where(
-    _WHOSE,
-    transaction.c.type == "startVoting",
-    NO_BALLOT,
-    transaction.c.status == "accepted",
-)
-_UNKNOWN_OPERATIONS = (
-    select(transaction.c.type)
-    .where(_WHOSE, NO_BALLOT, transaction.c.type.not_in(OPERATIONS))
-    .distinct()
+_ELECTION = (
+    select(Election.name, Election.type)
+    .join(Constituency, Constituency.election_id == Election.id)
+    .where(Constituency.id == bindparam("constituency"))
 )
 
 
-def evaluate(
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one rule found; `among` are the subjects that were looked at, None means all."""
+
+    rule: str
+    findings: Sequence[Finding]
+    among: Iterable[str] | None = None
+
+
+def evaluate(  # noqa: PLR0913 - what a commit knows of its change
     session: Session,
     constituency_id: uuid.UUID,
     touched: Touched,
@@ -92,37 +74,221 @@ def evaluate(
     *,
     has_history: bool,
     now: datetime,
+    held: Alerts = _HELD,
+    file_id: uuid.UUID | None = None,
 ) -> None:
     """Run every rule of a constituency over its current data; the caller commits.
 
-    `has_history` says that rows were seen again, rolled back, superseded or
-    undone: only then can the rules about rewritten history find anything new.
+    `has_history` says that rows were seen again, rolled back, superseded or undone: only then
+    can the rules about history find anything new. `file_id` is the one file that brought
+    nothing but new rows and rows seen before; without it everything is looked at.
     """
     open_alerts = _OPEN_ALERTS.all(session, {"constituency": constituency_id})
-    totals = _totals(session, constituency_id, rolled_up)
-    revotes = rolled_up.revotes
-    outdated = _outdated_revotes(open_alerts, totals)
-    if outdated:
-        touched = Touched(touched.hours | outdated)
+    facts = facts_of(session, constituency_id, rolled_up)
+    is_anew = (has_history and file_id is None) or facts.has_changed_frame(touched)
+    if is_anew:
+        touched = stats.everything(session, constituency_id)
         _, revotes = revotes_around(session, constituency_id, touched.hours)
-    settle = _Settlement(session, constituency_id, now, {row.type for row in open_alerts})
-    settle("votes_exceed_bulletins", _votes_exceed(session, constituency_id, totals))
-    settle("turnout_over_registered", rules.turnout_over_registered(totals))
-    settle(
-        "duplicate_vote_key",
-        rules.duplicate_vote_key(totals, revotes),
-        among=_senders_in_doubt(open_alerts, touched, revotes),
+        rolled_up = _with_revotes(rolled_up, revotes)
+    look = _Look(
+        session,
+        facts,
+        touched,
+        rolled_up,
+        rules_for(session, constituency_id, held),
+        open_alerts,
+        is_anew=is_anew,
+        file_id=None if is_anew else file_id,
+        has_history=has_history or is_anew,
     )
-    if has_history:
-        settle("transaction_rewritten", _rewritten(session, constituency_id))
-        settle("history_withdrawn", _withdrawn(session, constituency_id))
-        settle("slot_republished", _republished(session, constituency_id))
-    if rolled_up.has_operations:
-        _unknown_operations(session, constituency_id, now, has_history=has_history)
+    settle = Settlement(session, constituency_id, now, {row.type for row in open_alerts})
+    for found in look.found():
+        findings = proved(session, facts, found.findings)
+        settle(found.rule, findings, among=None if is_anew else found.among)
+    _unknown_operations(session, facts, now, look.held, has_history=has_history)
 
 
-class _Settlement:
-    """Makes the alerts of one constituency say what the rules found."""
+def _with_revotes(rolled_up: RolledUp, revotes: Sequence[stats.Revote]) -> RolledUp:
+    return RolledUp(
+        sums=rolled_up.sums,
+        revotes=revotes,
+        is_revote_blocked=rolled_up.is_revote_blocked,
+        last_activity=rolled_up.last_activity,
+        facts=rolled_up.facts,
+    )
+
+
+def rules_for(session: Session, constituency_id: uuid.UUID, held: Alerts) -> Rules:
+    """The thresholds for a constituency: its election may have some of its own."""
+    if not held.differs:
+        return held
+    election = session.execute(_ELECTION, {"constituency": constituency_id}).one_or_none()
+    return held.for_election(*election) if election else held
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look at one constituency: asks for the facts that each rule needs, if it needs any."""
+
+    session: Session
+    facts: Facts
+    touched: Touched
+    rolled_up: RolledUp
+    held: Rules
+    open_alerts: Sequence[AnyRow]
+    is_anew: bool
+    file_id: uuid.UUID | None
+    has_history: bool
+
+    def found(self) -> Iterator[Found]:
+        """What every rule finds; a rule that is switched off finds nothing."""
+        for found in self._all():
+            yield found if self.held.is_on(found.rule) else Found(found.rule, ())
+
+    def _all(self) -> Iterator[Found]:
+        facts, held = self.facts, self.held
+        totals, at = facts.totals, self.rolled_up.last_activity
+        slots = facts.slots
+        exceed = partial(
+            rules.votes_exceed_bulletins,
+            totals,
+            slots,
+            start_slot=facts.start_slot,
+            has_whole=facts.has_whole,
+        )
+        yield Found("votes_exceed_bulletins", exceed())
+        yield Found("turnout_over_registered", rules.turnout_over_registered(totals))
+        yield self._vote_keys()
+        yield Found("reject_share", rules.reject_share(facts.rejected, held.reject_share))
+        key = first_of(facts.protocol, "addMainKey")
+        yield Found("vote_without_main_key", rules.vote_without_main_key(slots, key, at))
+        contradicted = known.contradicted(self.session, facts)
+        order = rules.lifecycle_order(facts.protocol, slots, contradicted=contradicted, at=at)
+        yield Found("lifecycle_order", order)
+        roll = rules.roll_changed_during_voting(
+            facts.protocol, roll=totals.list_added, held=held.roll_changed_during_voting
+        )
+        yield Found("roll_changed_during_voting", roll)
+        results = known.results_of(self.session, facts)
+        yield Found("results_mismatch", rules.results_mismatch(results) if results else ())
+        yield from self._touched_rows()
+        yield self._whole_export()
+        yield from self._histories()
+
+    def _open(self, rule: str) -> list[AnyRow]:
+        return [row for row in self.open_alerts if row.type == rule]
+
+    def _vote_keys(self) -> Found:
+        rule = "duplicate_vote_key"
+        totals, revotes = self.facts.totals, self.rolled_up.revotes
+        refused = known.refused_again(self.session, self.facts, self.held)
+        findings = [
+            *rules.duplicate_vote_key(totals, revotes),
+            *rules.refused_second_votes(totals, refused, self.held.duplicate_vote_key),
+        ]
+        among = {revote.sender for revote in revotes} | {REFUSED}
+        # A sender must be looked at again where one of its votes was touched.
+        for row in self._open(rule):
+            moments = [datetime.fromisoformat(vote["timestamp"]) for vote in row.details["votes"]]
+            if self.touched.hours & {hour_of(moment) for moment in moments}:
+                among.add(row.subject)
+        return Found(rule, findings, among)
+
+    def _touched_rows(self) -> Iterator[Found]:
+        """Rules about the rows of the touched hours; one statement says whether there are any."""
+        session, facts = self.session, self.facts
+        spread = known.spread_of(session, facts, self.touched)
+        yield self._for_many(spread)
+        yield self._out_of_slot(spread)
+        rule, held = "outside_voting_window", self.held.outside_voting_window
+        window = known.window_of(session, facts)
+        at = self.rolled_up.last_activity
+        accepted = known.outside_by_slot(session, facts, window, held)
+        findings = rules.outside_voting_window("accepted", accepted, held=held, at=at)
+        among = {"accepted"}
+        is_open = any(row.subject != "accepted" for row in self._open(rule))
+        if is_open or self.is_anew or known.is_window_in_doubt(spread, window):
+            among |= {"clock", "refused"}
+            outside = known.outside_by_clock(session, facts, window, held)
+            for kind, rows in outside.items():
+                findings += rules.outside_voting_window(kind, rows, held=held, at=at)
+        yield Found(rule, findings, among)
+
+    def _for_many(self, spread: Sequence[AnyRow]) -> Found:
+        rule = "bulletin_for_many"
+        by_hour: dict[int, list[tuple[str, datetime, int]]] = {}
+        if any(row.tally == "bulletin" and (row.persons or 0) > 1 for row in spread):
+            for row in known.bulletins_for_many(
+                session=self.session, facts=self.facts, touched=self.touched
+            ):
+                by_hour.setdefault(hour_of(row[1]), []).append(row)
+        found = [rules.bulletin_for_many(hour, rows) for hour, rows in sorted(by_hour.items())]
+        among = [
+            row.subject
+            for row in self._open(rule)
+            if _hour_named(row.subject) in self.touched.hours
+        ]
+        return Found(rule, found, among)
+
+    def _out_of_slot(self, spread: Sequence[AnyRow]) -> Found:
+        rule, held = "ts_out_of_slot", self.held.ts_out_of_slot
+        tolerance = timedelta(minutes=held.tolerance_minutes)
+        doubtful = known.slots_in_doubt(self.facts, spread, tolerance)
+        seen = {row.slot for row in spread} | self.touched.slots
+        doubtful |= {row.subject for row in self._open(rule) if row.subject in seen or self.is_anew}
+        findings: list[Finding] = []
+        for slot in sorted(doubtful):
+            counted = known.out_of_slot(self.session, self.facts, slot, tolerance)
+            if counted is not None:
+                findings += rules.ts_out_of_slot(counted, held)
+        return Found(rule, findings, doubtful)
+
+    def _whole_export(self) -> Found:
+        facts = self.facts
+        margin = timedelta(minutes=self.held.whole_export_differs.margin_minutes)
+        found = []
+        cumulative = [file for file in facts.files if file.is_cumulative and file.slot]
+        for file in cumulative if facts.slots else ():
+            complete = known.time_with_all_hours(facts, margin)
+            slots = known.slots_within(facts, file)
+            within = complete if slots is None else None
+            found.append(
+                histories.disagreement(self.session, facts.constituency_id, file, slots, within)
+            )
+        at = self.rolled_up.last_activity
+        return Found("whole_export_differs", rules.whole_export_differs(found, at))
+
+    def _histories(self) -> Iterator[Found]:
+        session, key = self.session, self.facts.constituency_id
+        rule = "rolled_back_for_good"
+        lost: Sequence[rules.LostBallot] = ()
+        if self.rolled_up.sums["rolled_back"]:
+            lost = histories.lost_ballots(session, key)
+        last = max((slot.slot for slot in self.facts.slots), default=None)
+        minutes = self.held.rolled_back_for_good.minutes
+        at = self.rolled_up.last_activity
+        found = rules.rolled_back_for_good(lost, last_slot=last, last=at, minutes=minutes)
+        yield Found(rule, found)
+        if not self.has_history:
+            return
+        rule = "duplicate_transaction"
+        subjects = [row.subject for row in self._open(rule)]
+        doubled, among = histories.doubled(session, key, file_id=self.file_id, among=subjects)
+        yield Found(rule, doubled, among)
+        yield Found("transaction_rewritten", histories.rewritten(session, key))
+        yield Found("history_withdrawn", histories.withdrawn(session, key))
+        yield Found("slot_republished", histories.republished(session, key))
+
+
+def _hour_named(subject: str) -> int | None:
+    try:
+        return hour_of(datetime.fromisoformat(f"{subject}:00+00:00"))
+    except ValueError:
+        return None
+
+
+class Settlement:
+    """Makes the alerts of one constituency, or of none, say what the rules found."""
 
     def __init__(
         self,
@@ -149,14 +315,14 @@ class _Settlement:
         query = select(Alert).where(condition, Alert.type == rule)
         if among is not None:
             subjects = sorted({*among, *(finding.subject for finding in findings)})
-            known = [
+            rows = [
                 alert
                 for chunk in chunks(subjects)
                 for alert in self._session.scalars(query.where(Alert.subject.in_(chunk)))
             ]
         else:
-            known = list(self._session.scalars(query))
-        by_subject = {alert.subject: alert for alert in known}
+            rows = list(self._session.scalars(query))
+        by_subject = {alert.subject: alert for alert in rows}
         new = [finding for finding in findings if finding.subject not in by_subject]
         for finding in findings:
             if finding.subject in by_subject:
@@ -164,7 +330,7 @@ class _Settlement:
         for alert in by_subject.values():
             if alert.cleared_at is None:
                 alert.cleared_at = self._now
-                alert.cleared_reason = "it no longer holds with the files that are here now"
+                alert.cleared_reason = _no_longer(rule)
         self._session.flush()
         self._raise(rule, new)
 
@@ -173,13 +339,12 @@ class _Settlement:
             {
                 "id": alert_id(rule, self._constituency_id, finding.subject),
                 "type": rule,
-                "class": rules.CLASSES[rule],
                 "constituency_id": self._constituency_id,
                 "subject": finding.subject,
-                "ruleset": rules.RULESET,
                 "status": "active",
                 "notes": [],
                 **_said(finding),
+                "class": CLASSES[rule],
             }
             for finding in findings
         ]
@@ -195,6 +360,11 @@ class _Settlement:
             alert.cleared_at = alert.cleared_reason = None
 
 
+def _no_longer(rule: str) -> str:
+    formula = RULES[rule].formula if rule in RULES else rule
+    return f"it no longer holds with the files that are here now: {formula}"
+
+
 def _said(finding: Finding) -> dict[str, Any]:
     return {
         "severity": finding.severity,
@@ -202,7 +372,14 @@ def _said(finding: Finding) -> dict[str, Any]:
         "description": finding.description,
         "details": finding.details,
         "detected_at": finding.detected_at,
+        "ruleset": RULESET,
+        "gravity": gravity_of(finding),
     }
+
+
+def gravity_of(finding: Finding) -> int:
+    """One number for how grave a finding is: its severity first, then how much was found."""
+    return RANKS[finding.severity] * _A_SEVERITY + min(finding.weight, _A_SEVERITY - 1)
 
 
 def alert_id(rule: str, constituency_id: uuid.UUID | None, subject: str) -> uuid.UUID:
@@ -210,268 +387,10 @@ def alert_id(rule: str, constituency_id: uuid.UUID | None, subject: str) -> uuid
     return uuid.uuid5(_NAMES, f"{rule}|{constituency_id or '-'}|{subject}")
 
 
-def _totals(session: Session, constituency_id: uuid.UUID, rolled_up: RolledUp) -> Totals:
-    sums = rolled_up.sums
-    has_list = sums["list_added"] and session.scalar(
-        _HAS_VOTERS_LIST, {"constituency": constituency_id}
-    )
-    return Totals(
-        bulletins=sums["bulletins_issued"],
-        votes=sums["votes_cast"],
-        list_added=sums["list_added"],
-        list_removed=sums["list_removed"],
-        has_voters_list=bool(has_list),
-        is_revote_blocked=rolled_up.is_revote_blocked,
-        last_activity=rolled_up.last_activity,
-    )
-
-
-def _votes_exceed(session: Session, constituency_id: uuid.UUID, totals: Totals) -> list[Finding]:
-    current = _CURRENT_SLOTS.all(session, {"constituency": constituency_id})
-    slots = [
-        SlotCount(row.slot, row.slot_bulletins, row.slot_votes)
-        for row in current
-        if not row.is_cumulative
-    ]
-    rule = partial(
-        rules.votes_exceed_bulletins,
-        totals,
-        slots,
-        has_whole=any(row.slot == "whole" for row in current),
-    )
-    # When the voting began matters to a finding only, and almost no file makes one.
-    if not rule(start_slot=None):
-        return []
-    return rule(start_slot=session.scalar(_START_SLOT, {"constituency": constituency_id}))
-
-
-def _senders_in_doubt(
-    open_alerts: Sequence[AnyRow], touched: Touched, revotes: Sequence[Revote]
-) -> set[str]:
-    """Name the senders whose alert must be looked at again: one of their votes was touched."""
-    found = {revote.sender for revote in revotes}
-    for row in open_alerts:
-        if row.type == "duplicate_vote_key" and touched.hours & _hours_of_votes(row):
-            found.add(row.subject)
-    return found
-
-
-def _outdated_revotes(open_alerts: Sequence[AnyRow], totals: Totals) -> set[int]:
-    """Hours of the revotes that were judged before it was known whether revotes are allowed."""
-    return {
-        hour
-        for row in open_alerts
-        if row.type == "duplicate_vote_key"
-        and row.details["is_revote_blocked"] is not totals.is_revote_blocked
-        for hour in _hours_of_votes(row)
-    }
-
-
-def _hours_of_votes(alert: AnyRow) -> set[int]:
-    moments = [datetime.fromisoformat(vote["timestamp"]) for vote in alert.details["votes"]]
-    return {hour_of(moment) for moment in moments}
-
-
-def _rewritten(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
-    """Look at every transaction of which more than one content is kept; they are rare."""
-    contract_id = session.scalar(
-        select(Constituency.contract_id).where(Constituency.id == constituency_id)
-    )
-    low, high = _key_range(str(contract_id))
-    kept = content.c.transaction_id.between(low, high)
-    ids = list(session.scalars(select(content.c.transaction_id).where(kept).distinct()))
-    findings: list[Finding] = []
-    for chunk in chunks(ids):
-        histories = _histories(session, chunk)
-        files = _files_in(session, histories)
-        contents = _contents(session, chunk)
-        for row in _rows(session, chunk, "tx_id", "timestamp"):
-            # What a superseded publication said is `slot_republished`'s matter.
-            events = [event for event in histories[row.id] if files[event.file_id].is_current]
-            if rules.is_rewritten(events, files, contents[row.id]):
-                number = len({event.content_hash for event in events if event.sign > 0})
-                findings.append(rules.transaction_rewritten(row.tx_id, row.timestamp, number))
-    return findings
-
-
-def _key_range(contract_id: str) -> tuple[uuid.UUID, uuid.UUID]:
-    prefix = int.from_bytes(constituency_prefix(contract_id), "big")
-    return uuid.UUID(int=prefix << 96), uuid.UUID(int=((prefix + 1) << 96) - 1)
-
-
-def _rows(session: Session, ids: Sequence[uuid.UUID], *names: str) -> Sequence[AnyRow]:
-    columns = [transaction.c[name] for name in ("id", *names)]
-    return session.execute(
-        select(*columns).where(transaction.c.id.in_(ids)).order_by(transaction.c.tx_id)
-    ).all()
-
-
-def _histories(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Event]]:
-    """All events of each transaction, explicit and implicit."""
-    events = events_of(session, ids)
-    for row in _rows(session, ids, "file_id", "line_number", "content_hash"):
-        event = Event(row.file_id, row.line_number, 1, row.content_hash)
-        events.setdefault(row.id, {}).setdefault((row.file_id, row.line_number), event)
-    return {key: list(events.get(key, {}).values()) for key in ids}
-
-
-def _files_in(
-    session: Session, histories: dict[uuid.UUID, list[Event]]
-) -> dict[uuid.UUID, SeenFile]:
-    ids = {event.file_id for events in histories.values() for event in events}
-    return seen_files(session, ids)
-
-
-def _contents(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[bytes, Content]]:
-    """Every content of each transaction, normalised: JSON is compared as JSON."""
-    contents: dict[uuid.UUID, dict[bytes, Content]] = {key: {} for key in ids}
-    texts = [
-        cast(transaction.c[name], Text).label(name)
-        for name in ("raw_data", "extra", "operation_data")
-    ]
-    columns = [transaction.c[name] for name in _BODY]
-    for row in session.execute(
-        select(transaction.c.id, transaction.c.content_hash, *columns, *texts).where(
-            transaction.c.id.in_(ids)
-        )
-    ):
-        values = row._asdict()
-        values["timestamp"] = values["timestamp"].isoformat()
-        contents[row.id][row.content_hash] = _normalised(values)
-    for row in session.execute(select(content).where(content.c.transaction_id.in_(ids))):
-        contents[row.transaction_id][row.content_hash] = _normalised(row.content)
-    return contents
-
-
-def _normalised(values: dict[str, Any]) -> Content:
-    body = {name: values[name] for name in _BODY}
-    body |= {name: orjson.loads(values[name]) for name in ("raw_data", "extra")}
-    return Content(body, orjson.loads(values["operation_data"]))
-
-
-def _withdrawn(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
-    t = transaction.c
-    ids = list(
-        session.scalars(
-            select(t.id).where(t.constituency_id == constituency_id, t.status == WITHDRAWN)
-        )
-    )
-    by_slot: dict[str, list[tuple[str, datetime]]] = {}
-    for chunk in chunks(ids):
-        histories = _histories(session, chunk)
-        files = _files_in(session, histories)
-        for row in _rows(session, chunk, "tx_id", "timestamp"):
-            slots = {files[event.file_id].slot for event in histories[row.id] if event.sign > 0}
-            for slot in slots - {None} or {None}:
-                by_slot.setdefault(slot or "-", []).append((row.tx_id, row.timestamp))
-    return [rules.history_withdrawn(slot, rows) for slot, rows in sorted(by_slot.items())]
-
-
-def _republished(session: Session, constituency_id: uuid.UUID) -> list[Finding]:
-    job = FileProcessing
-    jobs = session.execute(
-        select(job.id, job.slot, job.sha256)
-        .where(
-            job.constituency_id == constituency_id,
-            job.status.in_(DELIVERED),
-            job.slot.is_not(None),
-            job.slot.in_(
-                select(job.slot).where(
-                    job.constituency_id == constituency_id, job.status == JobState.SUPERSEDED
-                )
-            ),
-        )
-        .order_by(job.slot, job.publication, job.id)
-    ).all()
-    by_slot: dict[str, list[AnyRow]] = {}
-    for row in jobs:
-        by_slot.setdefault(row.slot, []).append(row)
-    findings: list[Finding] = []
-    for slot, publications in by_slot.items():
-        steps = [_compare(session, older, newer) for older, newer in pairwise(publications)]
-        findings += rules.slot_republished(slot, steps)
-    return findings
-
-
-def _compare(session: Session, older: AnyRow, newer: AnyRow) -> Republication:
-    """Compare two publications by their sightings (explicit since the one superseded the other)."""
-    gone = list(session.scalars(_only_in(older.id, newer.id)))
-    added = list(session.scalars(_only_in(newer.id, older.id)))
-    changed = _changed(session, older.id, newer.id)
-    excused = {
-        key
-        for chunk in chunks(gone)
-        for key in session.scalars(
-            select(sighting.c.transaction_id).where(
-                sighting.c.transaction_id.in_(chunk), sighting.c.sign < 0
-            )
-        )
-    }
-    lost = [key for key in gone if key not in excused]
-    named: list[uuid.UUID] = [*changed, *lost, *added][: rules.MOST_LISTED]
-    return Republication(
-        older_sha256=older.sha256,
-        newer_sha256=newer.sha256,
-        added=len(added),
-        gone=len(gone),
-        gone_without_rollback=len(lost),
-        changed=len(changed),
-        is_part_of_older=bool(gone) and not added and not changed,
-        tx_ids=tuple(row.tx_id for row in _rows(session, named, "tx_id")),
-    )
-
-
-def _only_in(one: uuid.UUID, other: uuid.UUID) -> Select[Any]:
-    a, b = aliased(Sighting), aliased(Sighting)
-    in_other = exists().where(b.transaction_id == a.transaction_id, b.file_id == other, b.sign > 0)
-    return (
-        select(a.transaction_id)
-        .where(a.file_id == one, a.sign > 0, ~in_other)
-        .distinct()
-        .order_by(a.transaction_id)
-    )
-
-
-def _changed(session: Session, older: uuid.UUID, newer: uuid.UUID) -> list[uuid.UUID]:
-    """Find ids in both publications whose contents differ after normalisation."""
-    a, b, c = aliased(Sighting), aliased(Sighting), aliased(Sighting)
-    same = exists().where(
-        and_(
-            b.transaction_id == a.transaction_id,
-            b.file_id == newer,
-            b.sign > 0,
-            b.content_hash == a.content_hash,
-        )
-    )
-    held = exists().where(c.transaction_id == a.transaction_id, c.file_id == newer, c.sign > 0)
-    suspects = session.scalars(
-        select(a.transaction_id)
-        .where(a.file_id == older, a.sign > 0, held, ~same)
-        .distinct()
-        .order_by(a.transaction_id)
-    ).all()
-    changed: list[uuid.UUID] = []
-    for chunk in chunks(suspects):
-        histories = _histories(session, chunk)
-        contents = _contents(session, chunk)
-        for key in chunk:
-            shown = {
-                file_id: [
-                    contents[key][event.content_hash]
-                    for event in sorted(histories[key], key=lambda event: event.line)
-                    if event.file_id == file_id and event.content_hash
-                ]
-                for file_id in (older, newer)
-            }
-            if shown[older] != shown[newer]:
-                changed.append(key)
-    return changed
-
-
 def _unknown_operations(
-    session: Session, constituency_id: uuid.UUID, now: datetime, *, has_history: bool
+    session: Session, facts: Facts, now: datetime, held: Rules, *, has_history: bool
 ) -> None:
-    found = set(session.scalars(_UNKNOWN_OPERATIONS, {"constituency": constituency_id}))
+    found = {row.type for row in facts.protocol if row.type not in OPERATIONS}
     if has_history:
         # The one that raised it may show another content by now.
         found.update(
@@ -486,10 +405,12 @@ def _unknown_operations(
     # The alert is about all constituencies: one worker counts at a time.
     if is_postgresql(session):
         session.execute(text("SELECT pg_advisory_xact_lock(7002)"))
-    settle = _Settlement(session, None, now)
+    settle = Settlement(session, None, now)
     # Many at once: a file of a thousand names must not cost each later one a thousand queries.
     for operations in chunks(sorted(found)):
-        settle("unknown_operation", _count_operations(session, operations), among=operations)
+        counted = _count_operations(session, operations)
+        on = held.is_on("unknown_operation")
+        settle("unknown_operation", counted if on else (), among=operations)
 
 
 def _count_operations(session: Session, operations: Sequence[str]) -> list[Finding]:
@@ -508,7 +429,9 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
         for row in session.execute(select(ranked).where(ranked.c.place == 1))
     }
     return [
-        rules.unknown_operation(operation, number, constituencies, first[operation])
+        proved_plainly(
+            rules.unknown_operation(operation, number, constituencies, first[operation]), None
+        )
         for operation, number, constituencies in counted
     ]
 
@@ -516,7 +439,7 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
 def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
     """Raise the alert of a quarantined job, or clear it when the job is no longer there."""
     findings = [_refusal(job)] if job.status == JobState.QUARANTINED else []
-    settle = _Settlement(session, job.constituency_id, now)
+    settle = Settlement(session, job.constituency_id, now)
     settle("file_rejected", findings, among=[_refused_subject(job)])
 
 
@@ -525,7 +448,7 @@ def note_forgotten_file(session: Session, job: FileProcessing, now: datetime) ->
     findings = [_refusal(other) for other in _refused(session, job.constituency_id)]
     subject = _refused_subject(job)
     left = [finding for finding in findings if finding.subject == subject][:1]
-    _Settlement(session, job.constituency_id, now)("file_rejected", left, among=[subject])
+    Settlement(session, job.constituency_id, now)("file_rejected", left, among=[subject])
 
 
 def _refused(session: Session, constituency_id: uuid.UUID | None) -> list[FileProcessing]:
@@ -552,7 +475,10 @@ def _refusal(job: FileProcessing) -> Finding:
 
 
 def review(
-    session: Session, constituency_id: uuid.UUID | None, rolled_up: RolledUp | None
+    session: Session,
+    constituency_id: uuid.UUID | None,
+    rolled_up: RolledUp | None,
+    held: Alerts = _HELD,
 ) -> list[Finding]:
     """Tell what all rules find in a constituency, or outside of all, and write nothing.
 
@@ -563,47 +489,60 @@ def review(
     if constituency_id is None or rolled_up is None:
         t = transaction.c
         unknown = select(t.type).where(NO_BALLOT, t.type.not_in(OPERATIONS)).distinct()
-        for operations in chunks(session.scalars(unknown)):
+        for operations in (
+            chunks(session.scalars(unknown)) if held.is_on("unknown_operation") else ()
+        ):
             findings += _count_operations(session, operations)
         return findings
-    totals = _totals(session, constituency_id, rolled_up)
-    return [
-        *findings,
-        *_votes_exceed(session, constituency_id, totals),
-        *rules.turnout_over_registered(totals),
-        *rules.duplicate_vote_key(totals, rolled_up.revotes),
-        *_rewritten(session, constituency_id),
-        *_withdrawn(session, constituency_id),
-        *_republished(session, constituency_id),
-    ]
+    facts = facts_of(session, constituency_id, rolled_up)
+    look = _Look(
+        session,
+        facts,
+        stats.everything(session, constituency_id),
+        rolled_up,
+        rules_for(session, constituency_id, held),
+        (),
+        is_anew=True,
+        file_id=None,
+        has_history=True,
+    )
+    found = [finding for one in look.found() for finding in one.findings]
+    return [*findings, *proved(session, facts, found)]
 
 
 def is_said(alert: Alert, finding: Finding) -> bool:
     """Say whether the engine's side of an alert is what a finding says."""
-    said = _said(finding) | {"alert_class": rules.CLASSES.get(finding.rule)}
+    said = _said(finding) | {"alert_class": CLASSES.get(finding.rule)}
     return all(getattr(alert, name) == value for name, value in said.items())
 
 
 def open_alerts(session: Session, constituency_id: uuid.UUID | None) -> list[Alert]:
-    """Give the open alerts of a constituency, or those of none; the evaluator keeps its own."""
+    """Give the open alerts of a constituency, or those of none.
+
+    Not those that need more than one constituency: feed and evaluator keep their own.
+    """
     whose = Alert.constituency_id == constituency_id
     if constituency_id is None:
         whose = Alert.constituency_id.is_(None)
-    not_peers = Alert.alert_class != "statistical"
-    return list(session.scalars(select(Alert).where(whose, not_peers, Alert.cleared_at.is_(None))))
+    ours = and_(Alert.type.not_in(OF_THE_FEED), Alert.alert_class != "statistical")
+    return list(session.scalars(select(Alert).where(whose, ours, Alert.cleared_at.is_(None))))
 
 
 def set_right(
-    session: Session, constituency_id: uuid.UUID | None, rolled_up: RolledUp | None, now: datetime
+    session: Session,
+    constituency_id: uuid.UUID | None,
+    rolled_up: RolledUp | None,
+    now: datetime,
+    held: Alerts = _HELD,
 ) -> None:
     """Let the alerts of a constituency say what all rules find, whatever they say now."""
-    findings = review(session, constituency_id, rolled_up)
+    findings = review(session, constituency_id, rolled_up, held)
     rows = open_alerts(session, constituency_id)
     for rule in sorted({alert.type for alert in rows} | {each.rule for each in findings}):
-        settle = _Settlement(session, constituency_id, now)
+        settle = Settlement(session, constituency_id, now)
         settle(rule, [each for each in findings if each.rule == rule])
     for alert in rows:
-        alert.alert_class = rules.CLASSES.get(alert.type, alert.alert_class)
+        alert.alert_class = CLASSES.get(alert.type, alert.alert_class)
     session.flush()
 
 
@@ -616,6 +555,6 @@ def settle_unlikely(
     now: datetime,
 ) -> None:
     """Let the statistical alerts of a constituency, or of none, say what the evaluator found."""
-    settle = _Settlement(session, constituency_id, now)
+    settle = Settlement(session, constituency_id, now)
     for rule in sorted({*open_rules, *findings}):
         settle(rule, findings.get(rule, ()))

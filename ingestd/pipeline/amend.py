@@ -72,8 +72,15 @@ def count_anew(
     """Recount what was touched, and let the alerts of the constituency say what now holds."""
     session.flush()
     rolled_up = stats.roll_up(session, constituency_id, touched)
-    now = ingest.clock()
-    alerts.evaluate(session, constituency_id, touched, rolled_up, has_history=True, now=now)
+    alerts.evaluate(
+        session,
+        constituency_id,
+        touched,
+        rolled_up,
+        has_history=True,
+        now=ingest.clock(),
+        held=ingest.terms.alerts,
+    )
 
 
 def let_newest_count(session: Session, publications: Sequence[FileProcessing]) -> Touched:

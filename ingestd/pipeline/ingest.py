@@ -64,6 +64,7 @@ from ingestd.pipeline.validate import (
     storable,
     storable_text,
 )
+from ingestd.thresholds import Alerts
 from ingestd.transient import database_at_work, is_transient
 
 log = structlog.get_logger()
@@ -94,6 +95,7 @@ class Terms:
     is_archiving: bool
     archive: Path
     quarantine: Path
+    alerts: Alerts = field(default_factory=Alerts)
 
 
 @dataclass(slots=True)
@@ -537,15 +539,21 @@ class Ingest:
         publications = [job] if is_alone else ledger.publications_of(session, job)
         if len(publications) > 1:
             self._supersede(session, publications, touched)
-        self._replace_slotless(session, job, neighbours.twins, touched)
+        is_replacing = self._replace_slotless(session, job, neighbours.twins, touched)
         self.on_step(Step.SUPERSEDED)
         file = FileRef.of(job)
         if file.slot and not file.is_cumulative:
             touched.slots.add(file.slot)
-        has_history = bool(books.known or books.rollbacks) or len(publications) > 1
+        is_replacing |= len(publications) > 1
+        has_history = bool(books.known or books.rollbacks) or is_replacing
         only_new = file if is_alone and not has_history and not neighbours.twins else None
         self._roll_up(
-            session, file.constituency_id, touched, has_history=has_history, only_new=only_new
+            session,
+            file.constituency_id,
+            touched,
+            has_history=has_history,
+            only_new=only_new,
+            file_id=None if is_replacing else file.id,
         )
         if job.attempt_counts is not None:  # it was refused once
             alerts.note_refused_file(session, job, now)
@@ -553,12 +561,14 @@ class Ingest:
     @staticmethod
     def _replace_slotless(
         session: Session, job: FileProcessing, twins: Sequence[Twin], touched: Touched
-    ) -> None:
-        """Let a file that names its slot take the place of its twins that do not."""
-        for twin in ledger.outdone(session, job, twins):
+    ) -> bool:
+        """Let a file that names its slot take the place of its twins that do not; are there any?"""
+        outdone = ledger.outdone(session, job, twins)
+        for twin in outdone:
             ledger.move(session, twin, JobState.SUPERSEDED)
             hours = Touched.from_json(twin.touched).hours
             touched.update(recompute_file(session, FileRef.of(twin), hours))
+        return bool(outdone)
 
     @staticmethod
     def _supersede(session: Session, publications: list[FileProcessing], touched: Touched) -> None:
@@ -576,6 +586,7 @@ class Ingest:
         *,
         has_history: bool,
         only_new: FileRef | None = None,
+        file_id: uuid.UUID | None = None,
     ) -> None:
         rolled_up = stats.roll_up(session, constituency_id, touched, only_new=only_new)
         self.on_step(Step.COUNTED)
@@ -586,6 +597,8 @@ class Ingest:
             rolled_up,
             has_history=has_history,
             now=self.clock(),
+            held=self.terms.alerts,
+            file_id=file_id,
         )
         self.on_step(Step.ALERTED)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
 from typing import Any
@@ -231,6 +231,7 @@ class RolledUp:
     last_activity: datetime | None
     # Whether what was touched can have changed anything but ballots.
     has_operations: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def roll_up(
@@ -258,6 +259,7 @@ def roll_up(
         revotes=revotes,
         is_revote_blocked=facts["is_revote_blocked"],
         last_activity=facts["last_activity"],
+        facts=facts,
     )
 
 
@@ -533,10 +535,8 @@ def _total(
         told = protocol_facts(session, constituency_id, has_ballots=has_ballots)
     else:
         is_first = here.status == "inactive" and has_ballots
-        told = {
-            "status": "active" if is_first else here.status,
-            "is_revote_blocked": here.is_revote_blocked,
-        }
+        told = {name: getattr(here, name) for name in _TOLD}
+        told["status"] = "active" if is_first else here.status
     facts = {
         "bulletins_issued": bulletins,
         "votes_cast": sums["votes_cast"],
@@ -562,19 +562,29 @@ def _edge(order: ColumnElement[Any]) -> ScalarSelect[datetime]:
     )
 
 
+# What the protocol rows told of a constituency.
+_TOLD = (
+    *("status", "is_revote_blocked", "voting_start", "voting_end"),
+    *("dimension", "published_results"),
+)
 _EDGES = Prepared(
     select(
         _edge(transaction.c.timestamp.asc()).label("first"),
         _edge(transaction.c.timestamp.desc()).label("last"),
-        Constituency.status,
-        Constituency.is_revote_blocked,
+        *(getattr(Constituency, name) for name in _TOLD),
     ).where(Constituency.id == bindparam("constituency"))
 )
 
 # In the very words of the partial index: with parameters no database uses it.
 NO_BALLOT = text("type NOT IN ('vote', 'blindSigIssue')")
 _PROTOCOL_ROWS = (
-    select(*(transaction.c[name] for name in ("type", "timestamp", "raw_data", "operation_data")))
+    select(
+        *(
+            transaction.c[name]
+            for name in ("type", "timestamp", "tx_id", "raw_data", "operation_data")
+        )
+    )
+    # In no order: to have one, SQLite would take the index by time and read every ballot.
     .where(
         transaction.c.constituency_id == bindparam("constituency"),
         transaction.c.type.in_(_PROTOCOL),
@@ -582,7 +592,6 @@ _PROTOCOL_ROWS = (
         NO_BALLOT,
         transaction.c.status == "accepted",
     )
-    .order_by(transaction.c.timestamp, transaction.c.tx_id)
 )
 
 
@@ -598,13 +607,14 @@ def protocol_facts(
         "published_results": None,
         "is_revote_blocked": None,
     }
-    rows = session.execute(_PROTOCOL_ROWS, {"constituency": constituency_id})
-    for row in rows:
-        facts |= _facts_of(row)
+    rows = session.execute(_PROTOCOL_ROWS, {"constituency": constituency_id}).all()
+    for row in sorted(rows, key=lambda row: (row.timestamp, row.tx_id)):
+        facts |= facts_of(row)
     return facts
 
 
-def _facts_of(row: AnyRow) -> dict[str, Any]:
+def facts_of(row: AnyRow) -> dict[str, Any]:
+    """Read what one create, start, finish or results row says."""
     params = {entry["key"]: _plain(entry) for entry in row.raw_data}
     base = next(
         (_parsed(_plain(entry)) for entry in row.operation_data if entry["key"] == "VOTING_BASE"),

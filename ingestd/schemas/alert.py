@@ -47,6 +47,8 @@ class AlertResponse(AlertBase, Stamped):
     detected_at: Moment | None
     cleared_at: Moment | None
     cleared_reason: str | None
+    gravity: int
+    answered_gravity: int | None
     status: str
     notes: list[Any]
     assigned_to: str | None

@@ -58,6 +58,7 @@ class Facts:
     failed: bool = False
     voters: int = 0
     content: int = 0
+    persons: int = 1
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -129,6 +130,10 @@ class Contest:
     dresses: dict[tuple[int, Edition], Dress] = field(default_factory=dict)
     namings: dict[int, Naming] = field(default_factory=dict)
     odd_folder: bool = False
+    late: set[int] = field(default_factory=set)
+    never_written: list[str] = field(default_factory=list)
+    results_off_by: int = 0
+    other_results: int = 0
     findings: list[Finding] = field(default_factory=list)
     bounds: NDArray[np.int64] = field(init=False)
 
@@ -171,7 +176,7 @@ class Contest:
         until = f"{(begin.hour + 1) % 24:02}00"
         return f"{begin:%Y-%m-%d_%H00}-{midnight if until == '0000' else until}"
 
-    def add(
+    def add(  # noqa: PLR0913 - what can be said of a row
         self,
         row: Row,
         chain: int,
@@ -180,6 +185,7 @@ class Contest:
         text: Text | None = None,
         content: int = 0,
         voters: int = 0,
+        persons: int = 1,
     ) -> Line:
         """Put a row on the chain; `text` where the line is not simply the row's own."""
         facts = Facts(
@@ -190,6 +196,7 @@ class Contest:
             failed=row.failed,
             voters=voters,
             content=content,
+            persons=persons,
         )
         rendered = row.text("1" if sign > 0 else "-1") if text is None else text
         line = Line(chain=chain, text=rendered, facts=facts, sign=sign)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .bad_rows import bad_rows, cheap_bad_row
 from .contest import EVENING_SLOTS, Contest, Dress, Edition, Kind, Line, Naming
+from .ids import Mint
+from .life import results_text
 from .plan import Plan
-from .rows import Row, call_row, entries, failed_vote, issue_row, vote_row
+from .rows import Row, call_row, compact, entries, failed_vote, issue_row, vote_row
 from .shape import generator
 
 MINIMUM_HOURS = 4
@@ -48,9 +51,14 @@ def assign_defects(plan: Plan) -> dict[int, tuple[str, ...]]:
     order = generator(plan, 7).permutation(plan.constituencies).tolist()
     chosen: dict[int, tuple[str, ...]] = {}
     for turn, name in enumerate(name for name in DEFECTS if name in plan.defects):
-        number = order[turn % len(order)]
-        chosen[number] = (*chosen.get(number, ()), name)
+        for number in dict.fromkeys(order[(turn + at) % len(order)] for at in range(_owners(name))):
+            chosen[number] = (*chosen.get(number, ()), name)
     return chosen
+
+
+def _owners(name: str) -> int:
+    """How many constituencies a defect needs."""
+    return 2 if name == "two_contracts" else 1
 
 
 def apply_defects(contest: Contest, names: Iterable[str]) -> None:
@@ -379,6 +387,207 @@ def _duplicates(contest: Contest) -> None:
         contest.tell_slot("duplicates", slot, "the same bytes under other names")
 
 
+def _outside_window(contest: Contest) -> None:
+    """Ballots in a slot before the start, and a bulletin and a refusal after the end."""
+    before, after = EVENING_SLOTS - 2, contest.voting.stop
+    _, vote = _vote(contest, before, 0.5)
+    lines = [vote, _bulletin(contest, after, 0.2)]
+    chain = contest.moment(after + 1, 0.1)
+    refused = vote_row(contest.mint, contest.office, chain - 900, failure="Voting is not active")
+    lines.append(contest.add(refused, chain))
+    contest.tell("outside_window", lines, "before the start, or after the end")
+
+
+def _wrong_clock(contest: Contest) -> None:
+    slot = contest.voting.start
+    _bulletin(contest, slot, 0.05)
+    chain = contest.moment(slot, 0.1)
+    row = vote_row(contest.mint, contest.office, contest.moment(slot, 0) - 600_000)
+    contest.tell("wrong_clock", [contest.add(row, chain)], "its clock says before the start")
+
+
+def _far_clock(contest: Contest) -> None:
+    slot = contest.voting.stop - 1
+    _bulletin(contest, slot, 0.05)
+    chain = contest.moment(slot, 0.1)
+    row = vote_row(contest.mint, contest.office, chain - 2 * 3_600_000)
+    contest.tell("far_clock", [contest.add(row, chain)], "its clock is two hours behind")
+
+
+def _late_key(contest: Contest) -> None:
+    """The main key comes in the second hour of the voting."""
+    for line in contest.lines:
+        if line.facts is not None and line.facts.operation == "addMainKey":
+            contest.lines.remove(line)
+            break
+    _vote(contest, contest.voting.start, 0.5)
+    line = _main_key(contest, contest.voting.start + 1)
+    contest.tell("late_key", [line], "votes stand before it")
+
+
+def _main_key(contest: Contest, slot: int) -> Line:
+    chain = contest.moment(slot, 0.3)
+    key = contest.mint.hex(33)
+    params = entries(operation="addMainKey", mainKey=key)
+    row = call_row(
+        contest.mint,
+        contest.office,
+        "addMainKey",
+        chain - 600,
+        params=params,
+        diff=entries(MAIN_KEY=key),
+    )
+    return contest.add(row, chain)
+
+
+def _second_key(contest: Contest) -> None:
+    line = _main_key(contest, contest.voting.start + 2)
+    contest.tell("second_key", [line], "another main key")
+
+
+def _after_finish(contest: Contest) -> None:
+    _, vote = _vote(contest, contest.voting.stop + 1, 0.6)
+    contest.tell("after_finish", [vote], "a bulletin and a vote after finishVoting")
+
+
+def _early_decryption(contest: Contest) -> None:
+    chain = contest.moment(contest.voting.stop - 1, 0.9)
+    tx_id = contest.mint.tx_id()
+    row = call_row(
+        contest.mint,
+        contest.office,
+        "decryption",
+        chain - 500,
+        params=entries(operation="decryption", decryption="[]"),
+        diff=entries(DECRYPTION_0=tx_id),
+    )
+    line = contest.add(replace(row, tx_id=tx_id), chain)
+    contest.tell("early_decryption", [line], "a decryption before finishVoting")
+
+
+def _change_of_roll(contest: Contest, operation: str, state: str, slot: int, voters: int) -> Line:
+    chain = contest.moment(slot, 0.35)
+    tx_id = contest.mint.tx_id()
+    hashes = compact([contest.mint.hex(32) for _ in range(voters)])
+    params = entries(operation=operation, userIdHashes=hashes, primaryUikNumber=1)
+    row = call_row(
+        contest.mint,
+        contest.office,
+        operation,
+        chain - 500,
+        params=params,
+        diff=entries(**{f"{state}_{tx_id}": hashes}),
+    )
+    return contest.add(replace(row, tx_id=tx_id), chain, voters=voters)
+
+
+def _late_list(contest: Contest) -> None:
+    slot = contest.voting.start + 1
+    line = _change_of_roll(contest, "addVotersList", "VOTERS_LIST", slot, 25)
+    contest.tell("late_list", [line], "a list of 25 voters after the start")
+
+
+def _purge(contest: Contest) -> None:
+    most = max(10, sum(_voters_added(contest)) // 100)
+    slot = contest.voting.start + 2
+    line = _change_of_roll(contest, "removeFromVotersList", "VOTERS_LIST_REMOVE", slot, most + 3)
+    contest.tell("purge", [line], "many voters removed in an hour")
+
+
+def _voters_added(contest: Contest) -> list[int]:
+    facts = [line.facts for line in contest.lines if line.facts is not None]
+    return [fact.voters for fact in facts if fact.operation.startswith("add")]
+
+
+def _results_more(contest: Contest) -> None:
+    contest.results_off_by += 500
+    contest.tell_slot("results_more", contest.voting.stop + 1, "results of 500 votes too many")
+
+
+def _results_fewer(contest: Contest) -> None:
+    contest.results_off_by -= 3
+    contest.tell_slot("results_fewer", contest.voting.stop + 1, "results leave 3 votes out")
+
+
+def _results_twice(contest: Contest) -> None:
+    contest.other_results += 1
+    chain = contest.moment(contest.voting.stop + 1, 0.45)
+    head = call_row(contest.mint, contest.office, "results", chain - 500, params="", diff="")
+    text = partial(results_text, contest, head, 1)
+    line = contest.add(head, chain, text=text)
+    contest.tell("results_twice", [line], "results again, with other figures")
+
+
+def _for_many(contest: Contest) -> None:
+    chain = contest.moment(_pick_slots(contest, 1)[0], 0.5)
+    row = issue_row(contest.mint, contest.office, chain - 900)
+    data = compact([{"userId": contest.mint.hex(32), "maskedSig": "00"} for _ in range(2)])
+    params = entries(operation="blindSigIssue", data=data)
+    both = replace(row, params=params, diff=entries(**{f"BLINDSIG_{row.tx_id}": data}))
+    line = contest.add(both, chain, persons=2)
+    contest.tell("for_many", [line], "one bulletin for two persons")
+
+
+def _twice_delivered(contest: Contest) -> None:
+    early, late = _pick_slots(contest, 2)
+    row, line = _vote(contest, early, 0.3)
+    again = _again(contest, row, late, 0.8)
+    contest.tell("twice_delivered", [line, again], "one row in two hours, no −1 between")
+
+
+def _two_contracts(contest: Contest) -> None:
+    tx_id = Mint(generator(contest.plan, 9)).tx_id()
+    chain = contest.moment(_pick_slots(contest, 1)[0], 0.5)
+    row = issue_row(contest.mint, contest.office, chain - 900)
+    moved = replace(row, tx_id=tx_id, diff=row.diff.replace(row.tx_id, tx_id))
+    contest.tell("two_contracts", [contest.add(moved, chain)], "one id in two contracts")
+
+
+def _whole_lacks(contest: Contest) -> None:
+    _, line = _vote(contest, contest.voting.start + 1, 0.5)
+    line.whole = False
+    contest.tell("whole_lacks", [line], "not in the whole file, where there is one")
+
+
+def _rollback_burst(contest: Contest) -> None:
+    slot = contest.voting.start + 1
+    lines = []
+    for at in range(6):
+        row, line = _issue(contest, slot, 0.3 + 0.02 * at)
+        lines += [line, _rollback(contest, row, slot, 0.6 + 0.02 * at, bare=True)]
+    contest.tell("rollback_burst", lines, "six bulletins of one hour rolled back")
+
+
+def _refused_again(contest: Contest) -> None:
+    slot = contest.voting.start + 1
+    row, line = _vote(contest, slot, 0.3)
+    lines = [line]
+    votes = int(contest.timeline.is_vote.sum()) + len(contest.lines)
+    for at in range(max(4, votes // 50)):
+        chain = contest.moment(slot, 0.4 + 0.0005 * at)
+        again = vote_row(
+            contest.mint,
+            contest.office,
+            chain - 900,
+            failure="Revote is blocked",
+            sender=row.sender,
+        )
+        lines.append(contest.add(again, chain))
+    contest.tell("refused_again", lines, "many second votes, all refused")
+
+
+def _late_file(contest: Contest) -> None:
+    slot = _pick_slots(contest, 1, avoid=contest.republished)[0]
+    contest.late.add(slot)
+    contest.tell_slot("late_file", slot, "written five hours after the others")
+
+
+def _constituency_missing(contest: Contest) -> None:
+    contract = contest.mint.tx_id()
+    contest.never_written.append(contract)
+    contest.tell_slot("constituency_missing", contest.voting.start, f"no file of {contract}")
+
+
 def _over_registered(contest: Contest) -> None:
     facts = [line.facts for line in contest.lines if line.facts is not None]
     greatest = sum(fact.voters for fact in facts if fact.operation.startswith("add"))
@@ -436,6 +645,26 @@ DEFECTS: dict[str, Defect] = {
     "odd_encodings": Defect("BOM, CRLF, blank lines, odd JSON", _odd_encodings),
     "odd_names": Defect("odd file and folder names", _odd_names, hourly=True),
     "duplicates": Defect("the same bytes under other names", _duplicates, hourly=True),
+    "outside_window": Defect("ballots before the start and after the end", _outside_window),
+    "wrong_clock": Defect("a vote whose clock says before the start", _wrong_clock),
+    "far_clock": Defect("a vote whose clock is hours behind", _far_clock),
+    "late_key": Defect("votes before the main key", _late_key),
+    "second_key": Defect("a second main key", _second_key),
+    "after_finish": Defect("ballots after the finish", _after_finish),
+    "early_decryption": Defect("a decryption before the finish", _early_decryption),
+    "late_list": Defect("a list of voters after the start", _late_list),
+    "purge": Defect("many voters removed in an hour", _purge),
+    "for_many": Defect("a bulletin for two persons", _for_many),
+    "twice_delivered": Defect("one row in two hours", _twice_delivered, hourly=True),
+    "two_contracts": Defect("one transaction in two contracts", _two_contracts),
+    "whole_lacks": Defect("rows that the whole file lacks", _whole_lacks, hourly=True),
+    "rollback_burst": Defect("many rollbacks in an hour", _rollback_burst),
+    "refused_again": Defect("many second votes, refused", _refused_again),
+    "late_file": Defect("a file written hours late", _late_file, hourly=True),
+    "constituency_missing": Defect("a contract without any file", _constituency_missing),
+    "results_more": Defect("results of more votes than there are", _results_more),
+    "results_fewer": Defect("results of fewer votes than there are", _results_fewer),
+    "results_twice": Defect("results twice, not the same", _results_twice),
     "over_registered": Defect("more bulletins than voters", _over_registered),
     "stuffing": Defect("more votes than bulletins", _stuffing),
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -16,6 +18,10 @@ WHOLE = "whole"
 DROPS = {Edition.FIRST: "drop", Edition.SECOND: "drop-2", Edition.WHOLE: "drop"}
 
 Progress = Callable[[int], None]
+_PUBLISHED_AFTER_MS = 5 * 60_000
+_PUBLISHED_AGAIN_MS = 3 * 3_600_000
+_LATE_MS = 5 * 3_600_000
+_A_DAY_MS = 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,7 @@ class FileRecord:
     rollbacks: int
     bad: int
     outcome: str
+    written_at: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +109,20 @@ def write_contest(directory: Path, contest: Contest, progress: Progress) -> list
     return records
 
 
+def _written_ms(contest: Contest, slot: int, edition: Edition, packing: Packing) -> int:
+    """When a file was published: after its hour, and what holds many hours after all of them."""
+    if edition is Edition.WHOLE or packing == "zip-of-zips":
+        return _midnight_ms(contest) + contest.plan.hours * 3_600_000 + _A_DAY_MS
+    moment = contest.moment(slot, 1) + _PUBLISHED_AFTER_MS
+    moment += _LATE_MS * (slot in contest.late)
+    return moment + _PUBLISHED_AGAIN_MS * (edition is Edition.SECOND)
+
+
+def _midnight_ms(contest: Contest) -> int:
+    day = contest.plan.day
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
+
+
 def _folder(contest: Contest) -> PurePosixPath:
     """`<code> - <region>/<election>/<constituency>/<contract>`, or nothing."""
     if not contest.plan.folders:
@@ -137,7 +158,8 @@ def _write_slot(
     outcome: str = "",
 ) -> FileRecord:
     dress = contest.dresses.get((slot, edition), Dress())
-    with shelf.opened(place) as stream:
+    written_ms = _written_ms(contest, slot, edition, place.packing)
+    with shelf.opened(place, written_ms) as stream:
         size = _write_lines(stream, contest.chunks(slot, edition), dress, shelf.progress)
     superseded = edition is Edition.FIRST and slot in contest.republished
     verdict = "superseded" if superseded else "completed"
@@ -164,7 +186,8 @@ def _write_whole(directory: Path, contest: Contest, progress: Progress) -> FileR
     chunks = (chunk for slot in slots for chunk in contest.chunks(slot, Edition.WHOLE))
     with ExitStack() as stack:
         shelf = _Shelf(directory / DROPS[Edition.WHOLE], stack, progress)
-        with shelf.opened(place) as stream:
+        written_ms = _written_ms(contest, 0, Edition.WHOLE, place.packing)
+        with shelf.opened(place, written_ms) as stream:
             size = _write_lines(stream, chunks, Dress(), shelf.progress)
     return _record(
         contest,
@@ -203,7 +226,12 @@ def _record(
         rollbacks=rollbacks,
         bad=bad,
         outcome=outcome,
+        written_at=_moment_text(_written_ms(contest, held[0], edition, place.packing)),
     )
+
+
+def _moment_text(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
 
 
 def _write_lines(
@@ -235,10 +263,17 @@ class _Shelf:
         self._container: zipfile.ZipFile | None = None
 
     @contextmanager
-    def opened(self, place: Place) -> Iterator[IO[bytes]]:
-        """Open the CSV of a place for writing."""
+    def opened(self, place: Place, written_ms: int) -> Iterator[IO[bytes]]:
+        """Open the CSV of a place for writing; afterwards it has the time that it was published."""
         path = self.root / place.path
         path.parent.mkdir(parents=True, exist_ok=True)
+        with self._opened(place, path, written_ms) as stream:
+            yield stream
+        if place.packing != "zip-of-zips":
+            _set_time(path, written_ms)
+
+    @contextmanager
+    def _opened(self, place: Place, path: Path, written_ms: int) -> Iterator[IO[bytes]]:
         if place.packing == "csv":
             with path.open("wb", buffering=1 << 20) as stream:
                 yield stream
@@ -247,6 +282,8 @@ class _Shelf:
                 yield stream
         else:
             if self._container is None:
+                # Left last, when the container is closed.
+                self._stack.callback(_set_time, path, written_ms)
                 self._container = self._stack.enter_context(zipfile.ZipFile(path, "w"))
             with (
                 _member(self._container, f"{place.stem}.zip") as nested,
@@ -254,6 +291,10 @@ class _Shelf:
                 _member(archive, f"{place.stem}.csv") as stream,
             ):
                 yield stream
+
+
+def _set_time(path: Path, ms: int) -> None:
+    os.utime(path, (ms / 1000, ms / 1000))
 
 
 def _archive(target: Path | IO[bytes]) -> zipfile.ZipFile:

@@ -180,15 +180,23 @@ def _add_finish(contest: Contest) -> None:
     chain = contest.moment(tail + 1, 0.4)
     head = call_row(mint, contest.office, "results", chain - 500, params="", diff="")
     # How many votes there are to share out is known when the defects are in.
-    contest.add(head, chain, text=partial(_results_text, contest, head))
+    contest.add(head, chain, text=partial(results_text, contest, head))
 
 
-def _results_text(contest: Contest, head: Row) -> bytes:
+def results_text(contest: Contest, head: Row, moved: int = 0) -> bytes:
+    """The results row; `moved` marks more for the first option."""
     rng = generator(contest.plan, 6, contest.constituency.number)
     shares = rng.dirichlet(np.full(contest.constituency.options, 2.0))
-    results = compact([rng.multinomial(_accepted_votes(contest), shares).tolist()])
+    marks = rng.multinomial(marks_given(contest), shares).tolist()
+    marks[0] += moved
+    results = compact([marks])
     params = entries(operation="results", results=results)
     return replace(head, params=params, diff=entries(RESULTS=results)).text()
+
+
+def marks_given(contest: Contest) -> int:
+    """What the results sum to: the votes, unless a defect has it otherwise."""
+    return _accepted_votes(contest) + contest.results_off_by
 
 
 def _accepted_votes(contest: Contest) -> int:

@@ -17,7 +17,7 @@ class Plan:
 
     `hours` are voting hours from 08:00 local time of `day`; 60 is three days without a break.
     `rolls`, where given, replaces the drawn rolls (one for each constituency, any size from 15);
-    a constituency that carries defects has at least 150 voters all the same.
+    a constituency that carries defects has at least 300 voters all the same.
     `options` are the numbers of options of a ballot, one of them drawn for each constituency.
     """
 

@@ -19,8 +19,8 @@ from .ids import base58_texts
 from .plan import Plan
 
 HOUR_MS = 3_600_000
-AFFLICTED_ROLL = 150
-SPARE_VOTERS = 60
+AFFLICTED_ROLL = 300
+SPARE_VOTERS = 150
 
 REGIONS = (
     ("77", "Город Москва", 3),

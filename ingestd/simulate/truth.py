@@ -10,14 +10,15 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .contest import Contest, Edition, Facts, Finding, Line
+from .feed import Feed, alert_of, hour_name
 from .files import DROPS, WHOLE, FileRecord, hourly_place
+from .life import marks_given
 from .plan import Plan
 from .shape import HOUR_MS
 
@@ -32,6 +33,7 @@ COUNTS = (
     "list_removed",
     "transaction_count",
 )
+FEW_REFUSED, ENOUGH_ROWS, MANY_BAD = 3, 20, 10
 STATUSES = ("accepted", "rejected", "rolled_back", "withdrawn")
 KNOWN_OPERATIONS = frozenset(
     (
@@ -51,8 +53,10 @@ class Truth:
     constituencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     defects: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    expected_contracts: list[str] = field(default_factory=list)
     totals: dict[str, Any] = field(default_factory=dict)
     transactions: dict[str, dict[str, Any]] | None = None
+    feed: Feed = field(default_factory=Feed)
 
     def add_contest(self, contest: Contest, records: list[FileRecord]) -> None:
         """Recount one constituency; afterwards it can be forgotten."""
@@ -61,6 +65,10 @@ class Truth:
         self.files += [asdict(record) for record in records]
         self.constituencies[contract] = recount.summary()
         self.alerts += recount.alerts(records)
+        self.feed.add(
+            contest, records, gaps=recount.gaps(), rollbacks=recount.rollbacks(), ids=recount.ids()
+        )
+        self.expected_contracts += contest.never_written
         for finding in contest.findings:
             self.defects.setdefault(finding.defect, []).append(_told(contest, finding))
         if self.transactions is not None:
@@ -68,6 +76,9 @@ class Truth:
 
     def finish(self) -> None:
         """Sum everything up."""
+        self.alerts += self.feed.alerts()
+        for contract in self.expected_contracts:
+            self.alerts.append(alert_of("constituency_missing", "critical", None, contract))
         found = self.constituencies.values()
         keys = (*COUNTS[:3], "registered_voters", "revotes")
         self.totals = {key: sum(one[key] for one in found) for key in keys}
@@ -85,6 +96,7 @@ class Truth:
     def save(self, path: Path) -> None:
         """Write truth.json, without `transactions` unless the plan asked for them."""
         told = {name: getattr(self, name) for name in self.__slots__}
+        del told["feed"]
         if self.transactions is None:
             del told["transactions"]
         path.write_text(
@@ -106,7 +118,22 @@ class _Standing:
     shown: Line
     status: str
     slot: int
+    hour_slot: int | None
+    rollback_slot: int | None
     is_rewritten: bool
+    is_doubled: bool
+    in_hours: bool
+    in_whole: bool
+
+    @property
+    def is_on_chain(self) -> bool:
+        """Whether it counts."""
+        return self.status in ("accepted", "rejected")
+
+    @property
+    def is_ballot(self) -> bool:
+        """Whether it is an accepted bulletin or vote."""
+        return self.status == "accepted" and self.facts.operation in ("vote", "blindSigIssue")
 
 
 class _Recount:
@@ -135,7 +162,7 @@ class _Recount:
             "votes_rejected": sums["votes_rejected"],
             "revotes": sums["revotes"],
             "statuses": {status: statuses[status] for status in STATUSES},
-            "hours": {_hour_name(hour): counts for hour, counts in sorted(hours.items())},
+            "hours": {hour_name(hour): counts for hour, counts in sorted(hours.items())},
         }
 
     def alerts(self, records: list[FileRecord]) -> Iterator[dict[str, Any]]:
@@ -151,6 +178,10 @@ class _Recount:
             if record.outcome == "quarantined":
                 alert = self._alert("file_rejected", "critical", record.path)
                 yield alert | {"member": record.member}
+        yield from self._protocol_alerts()
+        yield from self._row_alerts()
+        yield from self._file_alerts(records)
+        yield from self._whole_alerts()
         unknown = {
             standing.facts.operation
             for standing in self.standings
@@ -158,6 +189,236 @@ class _Recount:
         }
         for operation in sorted(unknown):
             yield self._alert("unknown_operation", "info", operation)
+
+    def _protocol_alerts(self) -> Iterator[dict[str, Any]]:
+        """Rules 8, 9, 11 and 12: the order of a contract's life, its roll, its results."""
+        contest = self.contest
+        by_operation: dict[str, list[_Standing]] = defaultdict(list)
+        for standing in self.standings:
+            if standing.status == "accepted":
+                by_operation[standing.facts.operation].append(standing)
+        keys = by_operation["addMainKey"]
+        key_slot = min((one.hour_slot for one in keys if one.hour_slot is not None), default=None)
+        votes = Counter(one.hour_slot for one in by_operation["vote"])
+        votes.update({slot: self._plain(slot)[1] for slot in self._hours_here()})
+        ballots = votes + Counter(one.hour_slot for one in by_operation["blindSigIssue"])
+        ballots.update({slot: self._plain(slot)[0] for slot in self._hours_here()})
+        if key_slot is not None and any(
+            number and slot is not None and slot < key_slot for slot, number in votes.items()
+        ):
+            yield self._alert("vote_without_main_key", "critical", "")
+        yield from self._order_alerts(by_operation, ballots)
+        if len(keys) > 1:
+            yield self._alert("lifecycle_order", "critical", "addMainKey")
+        started = by_operation["startVoting"]
+        if started:
+            yield from self._roll_alerts(by_operation, started[0].facts.ts)
+        results = len(by_operation["results"])
+        if results > 1:
+            yield self._alert("results_mismatch", "critical", "vectors")
+        if results:
+            yield from self._result_alerts(marks_given(contest) + (results > 1))
+
+    def _order_alerts(
+        self, by_operation: dict[str, list[_Standing]], ballots: Counter[int | None]
+    ) -> Iterator[dict[str, Any]]:
+        finishes = [one.hour_slot for one in by_operation["finishVoting"]]
+        finish = finishes[0] if finishes else None
+        if finish is not None and any(
+            number and slot is not None and slot > finish for slot, number in ballots.items()
+        ):
+            yield self._alert("lifecycle_order", "critical", "after_finish")
+        ended = by_operation["finishVoting"][0].facts.ts if finishes else 0
+        for operation in ("decryption", "commissionDecryption", "results"):
+            if any(one.facts.ts < ended for one in by_operation[operation]):
+                yield self._alert("lifecycle_order", "critical", "before_finish")
+                break
+
+    def _roll_alerts(
+        self, by_operation: dict[str, list[_Standing]], started: int
+    ) -> Iterator[dict[str, Any]]:
+        rule = "roll_changed_during_voting"
+        lists = by_operation["addVotersList"]
+        if any(one.facts.ts > started for one in lists):
+            yield self._alert(rule, "warning", "list")
+        added = [*lists, *by_operation["addToVotersList"]]
+        most = max(10, 0.01 * sum(one.facts.voters for one in added))
+        for operation, word in (
+            ("addToVotersList", "restored"),
+            ("removeFromVotersList", "removed"),
+        ):
+            hours: Counter[int] = Counter()
+            for one in by_operation[operation]:
+                hours[one.facts.ts // HOUR_MS] += one.facts.voters
+            for hour, voters in hours.items():
+                if voters > most:
+                    yield self._alert(rule, "info", f"{word} {hour_name(hour)[:13]}")
+
+    def _result_alerts(self, marks: int) -> Iterator[dict[str, Any]]:
+        sums = list(self._hours().values())
+        votes = sum(hour["votes_cast"] for hour in sums)
+        revotes = sum(hour["revotes"] for hour in sums)
+        if marks > votes and not self._is_provisional():
+            yield self._alert("results_mismatch", "critical", "more 1")
+        if marks < votes - revotes:
+            yield self._alert("results_mismatch", "warning", "fewer 1")
+
+    def _is_provisional(self) -> bool:
+        contest = self.contest
+        if contest.plan.whole:
+            return False
+        start = contest.voting.start
+        here = self._hours_here()
+        return start not in here or any(slot not in here for slot in range(start, max(here)))
+
+    def _hours_here(self) -> set[int]:
+        """The slots of which a current hourly file is stored."""
+        contest = self.contest
+        return {
+            slot
+            for slot in range(contest.slots)
+            if contest.is_written(slot) and slot not in contest.refused
+        }
+
+    def _plain(self, slot: int) -> tuple[int, int]:
+        bounds = self.contest.bounds
+        voted = self.contest.timeline.is_vote[bounds[slot] : bounds[slot + 1]]
+        votes = int(voted.sum())
+        return voted.size - votes, votes
+
+    def _row_alerts(self) -> Iterator[dict[str, Any]]:
+        """Rules 3, 7, 10, 13, 17 and 18: what single rows say."""
+        for standing in self.standings:
+            if standing.is_doubled and not standing.is_rewritten:
+                yield self._alert("duplicate_transaction", "warning", standing.facts.tx_id)
+        kinds = {self._place(standing) for standing in self.standings if standing.is_on_chain}
+        for kind, severity in (("accepted", "critical"), ("clock", "warning"), ("refused", "info")):
+            if kind in kinds:
+                yield self._alert("outside_voting_window", severity, kind)
+        for_many = {
+            one.facts.ts // HOUR_MS
+            for one in self.standings
+            if one.facts.persons > 1 and one.status == "accepted"
+        }
+        for hour in sorted(for_many):
+            yield self._alert("bulletin_for_many", "info", hour_name(hour)[:13])
+        yield from self._clock_alerts()
+        accepted = {one.facts.sender for one in self.standings if one.is_ballot}
+        again = sum(
+            one.facts.operation == "vote" and one.facts.sender in accepted
+            for one in self.standings
+            if one.status == "rejected"
+        )
+        votes = sum(hour["votes_cast"] for hour in self._hours().values())
+        if again >= FEW_REFUSED and again > 0.01 * votes:
+            yield self._alert("duplicate_vote_key", "info", "refused")
+        if any(self._is_lost(standing) for standing in self.standings):
+            yield self._alert("rolled_back_for_good", "warning", "")
+
+    def _place(self, standing: _Standing) -> str | None:
+        """Where a ballot lies against the voting: None is inside."""
+        facts, found = standing.facts, self.contest.constituency
+        if facts.operation not in ("vote", "blindSigIssue"):
+            return None
+        grace = 20 * 60_000 if facts.operation == "vote" else 0
+        is_outside = facts.ts < found.start_ms or facts.ts >= found.end_ms + grace
+        if standing.status == "rejected":
+            return "refused" if is_outside else None
+        slot, voting = standing.hour_slot, self.contest.voting
+        last = voting.stop if facts.operation == "vote" else voting.stop - 1
+        if slot is not None and not voting.start <= slot <= last:
+            return "accepted"
+        return "clock" if is_outside else None
+
+    def _clock_alerts(self) -> Iterator[dict[str, Any]]:
+        rows: Counter[int] = Counter()
+        far: dict[int, list[int]] = defaultdict(list)
+        for one in self.standings:
+            if one.hour_slot is None or not one.is_on_chain:
+                continue
+            rows[one.hour_slot] += 1
+            begin = self.contest.moment(one.hour_slot, 0)
+            distance = max(begin - one.facts.ts, one.facts.ts - begin - HOUR_MS)
+            if distance >= 30 * 60_000:
+                far[one.hour_slot].append(distance)
+        for slot, distances in far.items():
+            number = rows[slot] + self.contest.plain_count(slot)
+            is_many = number >= ENOUGH_ROWS and len(distances) > 0.05 * number
+            severity = "warning" if is_many or max(distances) > HOUR_MS else "info"
+            yield self._alert("ts_out_of_slot", severity, self.contest.slot_name(slot))
+
+    def _is_lost(self, standing: _Standing) -> bool:
+        facts = standing.facts
+        if standing.status != "rolled_back" or facts.failed:
+            return False
+        if facts.operation not in ("vote", "blindSigIssue"):
+            return False
+        if standing.rollback_slot is not None:
+            return max(self._hours_here()) > standing.rollback_slot
+        last = max(one.facts.ts for one in self.standings if one.is_on_chain)
+        return last - facts.ts >= HOUR_MS
+
+    def _file_alerts(self, records: list[FileRecord]) -> Iterator[dict[str, Any]]:
+        """Rule 16: rows that were set aside."""
+        for record in records:
+            if record.bad and record.outcome == "completed":
+                is_many = record.bad >= MANY_BAD or record.bad >= 0.01 * (
+                    record.lines - record.blank
+                )
+                severity = "warning" if is_many else "info"
+                yield self._alert("reject_share", severity, record.slot)
+
+    def _whole_alerts(self) -> Iterator[dict[str, Any]]:
+        """Rule 6: what only one of the whole file and the hourly files holds."""
+        contest = self.contest
+        if not (contest.plan.whole and contest.plan.hourly):
+            return
+        here = self._hours_here()
+        finish = next(
+            (one for one in self.standings if one.facts.operation == "finishVoting"), None
+        )
+        start = next((one for one in self.standings if one.facts.operation == "startVoting"), None)
+        known = [one for one in self.standings if one.status != "withdrawn"]
+        differs = any(one.in_hours and not one.in_whole for one in known)
+        if (
+            start is not None
+            and finish is not None
+            and finish.hour_slot is not None
+            and all(slot in here for slot in range(contest.voting.start, finish.hour_slot + 1))
+        ):
+            last = finish.facts.ts - 30 * 60_000
+            differs |= any(
+                one.in_whole and not one.in_hours and start.facts.ts <= one.facts.ts <= last
+                for one in known
+            )
+        if differs:
+            yield self._alert("whole_export_differs", "critical", WHOLE)
+
+    def rollbacks(self) -> dict[int, tuple[int, int]]:
+        """For each hour: rolled back, and all rows."""
+        return {
+            hour: (counts["rolled_back"], counts["rolled_back"] + counts["transaction_count"])
+            for hour, counts in self._hours().items()
+        }
+
+    def gaps(self) -> list[list[int]]:
+        """Runs of neighbouring voting slots without a file."""
+        contest = self.contest
+        if contest.plan.whole or not contest.plan.hourly or not contest.plan.empty_hours:
+            return []
+        runs: list[list[int]] = []
+        for slot in sorted(contest.lost & set(contest.voting)):
+            if runs and runs[-1][-1] == slot - 1:
+                runs[-1].append(slot)
+            else:
+                runs.append([slot])
+        return runs
+
+    def ids(self) -> Iterator[str]:
+        """The ids of single lines that are not withdrawn."""
+        for standing in self.standings:
+            if standing.status != "withdrawn":
+                yield standing.facts.tx_id
 
     def transactions(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every transaction with its parsed columns; only for small elections."""
@@ -207,13 +468,29 @@ class _Recount:
         if not current:
             status = "withdrawn"
         contents = {line.facts.content for line in current if line.facts and line.sign > 0}
+        slot_of = self.contest.slot_of
+        hourly = [line for line in current if self._in_hour(line)]
+        held = [slot_of(line.chain) for line in hourly if line.sign > 0]
+        gone = [slot_of(line.chain) for line in hourly if line.sign < 0]
         return _Standing(
             facts=facts,
             shown=shown,
             status=status,
-            slot=self.contest.slot_of((current or earlier)[0].chain),
+            slot=slot_of((current or earlier)[0].chain),
+            hour_slot=min(held, default=None),
+            rollback_slot=max(gone, default=None),
             is_rewritten=len(contents) > 1,
+            is_doubled=self._is_doubled(current, held, gone),
+            in_hours=bool(held),
+            in_whole=any(self._in_whole(line) and line.sign > 0 for line in current),
         )
+
+    def _is_doubled(self, current: list[Line], held: list[int], gone: list[int]) -> bool:
+        if len(held) - len(gone) > 1:
+            return True
+        whole = sum(self._in_whole(line) and line.sign > 0 for line in current)
+        is_rolled_back = any(line.sign < 0 for line in current)
+        return not is_rolled_back and (whole > 1 or len(held) > len(set(held)))
 
     def _shown(self, lines: list[Line]) -> tuple[Line, Facts]:
         """The last +1 line: hourly files by slot, then the whole, in each by line."""
@@ -313,8 +590,7 @@ class _Recount:
         return "warning" if second - first else "info"
 
     def _alert(self, rule: str, severity: str | None, subject: str) -> dict[str, Any]:
-        contract = self.contest.constituency.contract
-        return {"rule": rule, "contract": contract, "subject": subject, "severity": severity}
+        return alert_of(rule, severity, self.contest.constituency.contract, subject)
 
 
 def _counted(standing: _Standing) -> Iterator[tuple[str, int]]:
@@ -361,10 +637,6 @@ def _unique(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _hour_name(hour: int) -> str:
-    return f"{datetime.fromtimestamp(hour * 3600, UTC):%Y-%m-%dT%H:00:00Z}"
-
-
 def _told_transaction(text: bytes, status: str) -> tuple[str, dict[str, Any]]:
     """Parse a line that the simulator wrote itself."""
     tx_id, tx_type, signature, _, ts, sender, _, _, rest = text.decode().split(";", 8)
@@ -381,7 +653,7 @@ def _told_transaction(text: bytes, status: str) -> tuple[str, dict[str, Any]]:
         "params": params,
         "diff": diff,
         "extra": json.loads(extra),
-        "hour": _hour_name(int(ts) // HOUR_MS),
+        "hour": hour_name(int(ts) // HOUR_MS),
     }
 
 

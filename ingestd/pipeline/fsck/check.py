@@ -222,7 +222,7 @@ class Fsck:
             yield from self._constituencies(contracts, [key for _, key in group], low)
         yield from self._nobodys(contracts, begin, _LAST_KEY)
         with self.sessions.begin() as session:
-            yield from check_alerts(session, None, None, "no constituency")
+            yield from check_alerts(session, None, None, "no constituency", self.terms.alerts)
 
     def _nobodys(
         self, contracts: dict[uuid.UUID, str], low: int, high: int
@@ -264,7 +264,7 @@ class Fsck:
             self.seen.not_counted += 1
             return
         try:
-            yield from check_counts(session, constituency, counted)
+            yield from check_counts(session, constituency, counted, self.terms.alerts)
         except _DAMAGED as error:
             yield Difference(
                 code="total_wrong",

@@ -17,10 +17,11 @@ from ingestd.pipeline.fsck.rows import COUNTS, Counted
 from ingestd.pipeline.rules import Finding
 from ingestd.pipeline.stats import Revote, RolledUp
 from ingestd.pipeline.touched import hour_of, start_of
+from ingestd.thresholds import Alerts
 
 
 def check_counts(
-    session: Session, constituency: Constituency, counted: Counted
+    session: Session, constituency: Constituency, counted: Counted, held: Alerts
 ) -> Iterator[Difference]:
     """Compare everything that is derived from the transactions of one constituency."""
     _, revotes = stats.revotes_around(session, constituency.id, set(counted.hours))
@@ -34,11 +35,12 @@ def check_counts(
         revotes=revotes,
         is_revote_blocked=facts["is_revote_blocked"],
         last_activity=counted.last,
+        facts=facts,
     )
     yield from _wrong_hours(session, constituency, hours)
     yield from _wrong_slots(session, constituency, counted)
     yield from _wrong_totals(constituency, counted, sums, facts)
-    yield from check_alerts(session, constituency.id, rolled_up, constituency.contract_id)
+    yield from check_alerts(session, constituency.id, rolled_up, constituency.contract_id, held)
 
 
 def _recounted_hours(counted: Counted, revotes: Sequence[Revote]) -> dict[int, dict[str, int]]:
@@ -120,9 +122,11 @@ def check_alerts(
     constituency_id: uuid.UUID | None,
     rolled_up: RolledUp | None,
     contract: str,
+    held: Alerts,
 ) -> Iterator[Difference]:
     """Compare open alerts with what the rules find now, and nothing of a person's side."""
-    findings = {(f.rule, f.subject): f for f in alerts.review(session, constituency_id, rolled_up)}
+    found = alerts.review(session, constituency_id, rolled_up, held)
+    findings = {(finding.rule, finding.subject): finding for finding in found}
     for alert in alerts.open_alerts(session, constituency_id):
         finding = findings.pop((alert.type, alert.subject), None)
         what = None

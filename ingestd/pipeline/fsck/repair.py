@@ -356,7 +356,8 @@ class Repair:
                 touched = stats.everything(session, constituency_id)
                 rolled_up = stats.roll_up(session, constituency_id, touched)
             before = _open(session, constituency_id)
-            alerts.set_right(session, constituency_id, rolled_up, self.ingest.clock())
+            held = self.ingest.terms.alerts
+            alerts.set_right(session, constituency_id, rolled_up, self.ingest.clock(), held)
             after = _open(session, constituency_id)
             if before != after:
                 subject = str(constituency_id or "-")

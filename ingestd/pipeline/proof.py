@@ -1,0 +1,170 @@
+"""Proof: the evidence that is added to a finding, the same in any order of the files.
+
+Each transaction is shown by one line: of the hourly file that first held it, else of the
+cumulative one. Names of files are left out; whoever reads finds them by the SHA-256.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ingestd.models import Constituency, FileProcessing, table_of
+from ingestd.pipeline.facts import Facts, slot_times
+from ingestd.pipeline.histories import histories_of, rows_of
+from ingestd.pipeline.rules import MOST_LISTED, RULES, RULESET, Finding
+from ingestd.pipeline.touched import chunks
+from ingestd.pipeline.validate import constituency_prefix, transaction_id
+
+_OPENS = timedelta(hours=8)
+_DAY = timedelta(hours=24)
+_EASTERNMOST = timedelta(hours=14)
+ledgered = table_of(FileProcessing)
+
+
+def proved(session: Session, facts: Facts, findings: Sequence[Finding]) -> list[Finding]:
+    """Add the evidence to what rules of one constituency found."""
+    if not findings:
+        return []
+    key = facts.constituency_id
+    contract = str(session.scalar(select(Constituency.contract_id).where(Constituency.id == key)))
+    lines = _lines(session, contract, {tx for one in findings for tx in _ids(one)})
+    zone = zone_of(facts.rolled_up.facts.get("voting_start"))
+    files = {file.slot: file for file in facts.files}
+    proof = []
+    for finding in findings:
+        details = finding.details | {
+            "ruleset": RULESET,
+            "scope": {"contract_id": contract},
+            "files": _files(finding, lines, files),
+            "benign_causes": _benign(finding),
+        }
+        details["window"] = _window(finding, facts, zone, lines)
+        proof.append(replace(finding, details=details))
+    return proof
+
+
+def proved_plainly(finding: Finding, contract: str | None) -> Finding:
+    """Add what is known of a finding about files or the whole feed."""
+    details = {
+        **finding.details,
+        "ruleset": RULESET,
+        "scope": {"contract_id": contract},
+        "benign_causes": _benign(finding),
+    }
+    return replace(finding, details=details)
+
+
+def _benign(finding: Finding) -> list[str]:
+    known = RULES.get(finding.rule)
+    return list(known.benign) if known else []
+
+
+def _ids(finding: Finding) -> list[str]:
+    return list(finding.details.get("tx_ids", ()))[:MOST_LISTED]
+
+
+def zone_of(voting_start: datetime | None) -> timedelta | None:
+    """How far local time is ahead of UTC: votings open at 08:00 local time.
+
+    Source: docs/format.md, sizes.
+    """
+    if voting_start is None:
+        return None
+    clock = timedelta(hours=voting_start.hour, minutes=voting_start.minute)
+    ahead = (_OPENS - clock) % _DAY
+    return ahead if ahead <= _EASTERNMOST else ahead - _DAY
+
+
+def _window(
+    finding: Finding,
+    facts: Facts,
+    zone: timedelta | None,
+    lines: dict[str, tuple[datetime, dict[str, Any]]],
+) -> dict[str, Any] | None:
+    """The time that a finding is about, in UTC and in local time."""
+    slots = finding.details.get("slots") or [finding.details.get("slot")]
+    slots = [slot for slot in slots if slot and "_" in slot]
+    if slots and facts.shift is not None:
+        begin, end = slot_times(min(slots), facts.shift)[0], slot_times(max(slots), facts.shift)[1]
+    else:
+        moments = [lines[tx_id][0] for tx_id in _ids(finding) if tx_id in lines]
+        if not moments:
+            return None
+        begin, end = min(moments), max(moments)
+    local = None
+    if zone is not None:
+        local = [f"{moment + zone:%Y-%m-%d %H:%M}" for moment in (begin, end)]
+    return {
+        "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in (begin, end)],
+        "local": local,
+        "local_ahead_hours": None if zone is None else zone / timedelta(hours=1),
+    }
+
+
+def _files(
+    finding: Finding,
+    lines: dict[str, tuple[datetime, dict[str, Any]]],
+    files: dict[str | None, Any],
+) -> list[dict[str, Any]]:
+    """The files of a finding with their lines; those of its slots where it names no rows."""
+    by_file: dict[tuple[str, str], list[int]] = {}
+    for tx_id in _ids(finding):
+        if tx_id in lines:
+            told = lines[tx_id][1]
+            by_file.setdefault((told["slot"], told["sha256"]), []).append(told["line"])
+    if not by_file:
+        slots = finding.details.get("slots") or [finding.details.get("slot")]
+        for slot in slots:
+            if slot in files:
+                by_file[slot, files[slot].sha256] = []
+    return [
+        {"slot": slot, "sha256": sha256, "lines": sorted(numbers)}
+        for (slot, sha256), numbers in sorted(by_file.items())
+    ][:MOST_LISTED]
+
+
+def _lines(
+    session: Session, contract: str, tx_ids: Iterable[str]
+) -> dict[str, tuple[datetime, dict[str, Any]]]:
+    """Find the time and the one line that shows each transaction."""
+    prefix = constituency_prefix(contract)
+    by_key = {transaction_id(prefix, tx_id): tx_id for tx_id in sorted(tx_ids)}
+    found: dict[str, tuple[datetime, dict[str, Any]]] = {}
+    for chunk in chunks(by_key):
+        moments = _moments(session, chunk)
+        histories = histories_of(session, chunk)
+        plus = {
+            key: [event for event in events if event.sign > 0] for key, events in histories.items()
+        }
+        files = _told(session, {event.file_id for events in plus.values() for event in events})
+        for key, events in plus.items():
+            if key not in moments:
+                continue
+            line = min((*files[event.file_id], event.line) for event in events)
+            told = {"slot": line[2] or "-", "sha256": line[3], "line": line[4]}
+            found[by_key[key]] = (moments[key], told)
+    return found
+
+
+def _moments(session: Session, keys: Sequence[uuid.UUID]) -> dict[uuid.UUID, datetime]:
+    return {row.id: row.timestamp for row in rows_of(session, keys, "timestamp")}
+
+
+def _told(
+    session: Session, ids: Iterable[uuid.UUID]
+) -> dict[uuid.UUID, tuple[bool, bool, str, str]]:
+    """Rank files: current ones first, hourly before cumulative, then by slot and bytes."""
+    f = ledgered.c
+    columns = (f.id, f.status, f.is_cumulative, f.slot, f.sha256)
+    return {
+        row.id: (row.status == "superseded", row.is_cumulative, row.slot or "", row.sha256)
+        for chunk in chunks(sorted(ids))
+        for row in session.execute(select(*columns).where(f.id.in_(chunk)))
+    }
