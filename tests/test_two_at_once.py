@@ -374,3 +374,42 @@ def test_a_value_that_the_database_refuses_costs_attempts_and_then_the_file(
     assert "completed" == job.status
     assert {} == by_status(postgresql_sessions)
     did(f"1 value out of range, {ingest.terms.attempts} attempts")
+
+
+class _KilledError(BaseException):
+    """Ends a process in the midst of a file: nothing is tidied up."""
+
+
+def _dying(ingest: Ingest, found: Found) -> None:
+    """Another process of the same name, such as a worker: killed behind its first batch."""
+
+    def on_step(step: Step) -> None:
+        if step is Step.STORED:
+            raise _KilledError
+
+    dying = Ingest(ingest.sessions, ingest.terms, ingest.clock, ingest.owner, on_step=on_step)
+    with pytest.raises(_KilledError):
+        dying.take(found)
+
+
+@pytest.mark.promise(1, 24)
+def test_a_batch_that_is_committed_after_its_killed_worker_was_replaced_is_read_once(
+    ingest: Ingest, sessions: Sessions, drop_file: DropFile, voting: Voting
+) -> None:
+    """The server goes on with a commit whose answer nobody waits for; its hours count, too."""
+    ingest.terms = replace(ingest.terms, batch_rows=4)
+    rows = [row for hour in range(8, 12) for row in voting.ballots(hour, 2)]
+    found = drop_file(voting.name(8), rows)
+    _dying(ingest, found)
+    has_come: list[Step] = []
+
+    def commit_late(step: Step) -> None:
+        if step is Step.OPENED and not has_come:
+            has_come.append(step)
+            _dying(ingest, found)
+
+    heir = Ingest(ingest.sessions, ingest.terms, ingest.clock, ingest.owner, on_step=commit_late)
+    assert [] == heir.take(found)
+    (job,) = heir.take(found)
+    assert (len(rows), 0) == (job.rows_stored, job.rows_known)
+    assert [] == unsound(sessions)

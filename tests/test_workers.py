@@ -383,6 +383,11 @@ def test_kill_9_of_daemons_and_workers_at_any_moment_changes_nothing(
 # The parts ----------------------------------------------------------------------------------
 
 
+def test_a_zip_that_is_gone_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Taken away, or put away by another daemon, since it was seen."""
+    assert frozenset() == lanes_of(tmp_path, Path("gone.zip"), terms_in(tmp_path).read)
+
+
 def test_lanes_are_the_constituencies_that_names_tell(tmp_path: Path) -> None:
     """What is told by no name may be of any constituency."""
     limits = terms_in(tmp_path).read

@@ -8,6 +8,7 @@ name tells of may belong to any, and is taken by itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 from ingestd.errors import FileRefused, FileVanished
@@ -23,19 +24,16 @@ _MOST_MEMBERS = 500
 def lanes_of(root: Path, relative: Path, limits: ReadLimits) -> Lanes | None:
     """Name the constituencies that a file may concern; None when it may be any.
 
-    Of a ZIP that cannot be opened nothing will be stored: it is in nobody's way.
+    Of a ZIP that cannot be opened, or is gone, nothing will be stored: it is in nobody's way.
     """
     label = label_of(relative)
     if not label.lower().endswith(".zip"):
         return _together([_contract_of(label)])
-    source = open_source(root / relative, limits)
     try:
-        with refusing_bad_zips():
+        with closing(open_source(root / relative, limits)) as source, refusing_bad_zips():
             names = source.names()
     except (FileRefused, FileVanished, OSError):
         return frozenset()
-    finally:
-        source.close()
     if len(names) > _MOST_MEMBERS or any(name.lower().endswith(".zip") for name in names):
         return None
     folder = label.rpartition("/")[0]

@@ -513,6 +513,15 @@ _CLAIM = Prepared(
         _jobs.c.rows_read == bindparam("at_read"),
     )
 )
+_GO_ON = Prepared(
+    update(_jobs).where(
+        _jobs.c.id == bindparam("key"),
+        _jobs.c.status == str(JobState.PROCESSING),
+        _jobs.c.owner == bindparam("whose"),
+        _jobs.c.checkpoint_line == bindparam("at_line"),
+        _jobs.c.rows_read == bindparam("at_read"),
+    )
+)
 _ADVANCE = Prepared(
     update(_jobs).where(
         _jobs.c.id == bindparam("key"),
@@ -583,13 +592,18 @@ def claim(
         raise LostClaim(message)
     if job.status == JobState.FAILED:
         move(session, job, JobState.PENDING)
+    # Whoever had it since it was last seen has moved its checkpoint.
+    seen = {"at_line": job.checkpoint_line, "at_read": job.rows_read}
     if job.status == JobState.PROCESSING:
         if job.owner != owner:
             message = f"job {job.id} belongs to {job.owner} until {job.lease_until}"
             raise LostClaim(message)
+        # A commit of ours whose answer was lost may have come since it was last seen.
+        goes_on = seen | {"lease_until": now + lease, "key": job.id, "whose": owner}
+        if _GO_ON.change(session, goes_on) != 1:
+            message = f"job {job.id} came further than we saw, or is no longer ours"
+            raise LostClaim(message)
         return
-    # Whoever had it since it was last seen has moved its checkpoint.
-    seen = {"at_line": job.checkpoint_line, "at_read": job.rows_read}
     held = {
         "status": JobState.PROCESSING,
         "owner": owner,

@@ -96,6 +96,7 @@ def _recompute_chunk(
             transaction.c.status,
             transaction.c.slot,
             transaction.c.timestamp,
+            transaction.c.voter_key,
         ).where(transaction.c.id.in_(ids))
     ).all()
     events = events_of(session, ids)
@@ -110,16 +111,19 @@ def _recompute_chunk(
     if without_file is not None:
         _forget_unused_contents(session, ids, events)
     changes: list[dict[str, Any]] = []
+    left: set[int | None] = set()
     for row in rows:
         verdict = decide(events.get(row.id, {}).values(), files)
         if verdict is None:
             _forget(session, row.id)
             touched.add(row.timestamp, row.slot)
+            left.add(row.voter_key)
             continue
         tally = row.tally
         is_other = verdict.shown.content_hash != row.content_hash
         if is_other:
             tally = _show(session, row, verdict.shown, events[row.id].values(), touched)
+            left.add(row.voter_key)
         status = verdict.status(tally)
         if (status, verdict.slot) != (row.status, row.slot) or row.file_id == without_file:
             touched.add(row.timestamp, row.slot)
@@ -141,6 +145,15 @@ def _recompute_chunk(
         session.connection().execute(
             update(transaction).where(transaction.c.id == bindparam("key")), changes
         )
+    _touch_votes_of(session, {key for key in left if key is not None}, touched)
+
+
+def _touch_votes_of(session: Session, voter_keys: set[int], touched: Touched) -> None:
+    """Touch the other votes of senders that lost one: a revote may be the only vote now."""
+    if voter_keys:
+        query = select(transaction.c.timestamp).where(transaction.c.voter_key.in_(voter_keys))
+        for moment in session.scalars(query):
+            touched.add(moment, None)
 
 
 def events_of(
