@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
 import shutil
 import signal
+import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psycopg
@@ -25,11 +29,15 @@ from ingestd.errors import (
     StorageFault,
     WorkerDied,
 )
+from ingestd.pipeline.found import Found
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.lanes import lanes_of
 from ingestd.pipeline.stats import constituency_id_of
+from ingestd.pipeline.worker import Given, Outcome, Post, Ready
+from ingestd.pipeline.workers import Offer, Workers, _hire, _Worker
 from ingestd.simulate import Plan, defect_names
 
-from .conftest import Databases, Did, Voting, csv_of, simulated, terms_in, zip_of
+from .conftest import Databases, Did, DropFile, Voting, csv_of, simulated, terms_in, zip_of
 from .oracle import differences, snapshot, unsound, untrue
 from .running import Running, Start, is_empty, jobs_on, open_sessions, soon, starter
 from .test_any_order import ingest_all
@@ -381,6 +389,85 @@ def test_kill_9_of_daemons_and_workers_at_any_moment_changes_nothing(
 
 
 # The parts ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def hired(post: Post) -> Iterator[_Worker]:
+    """One worker by itself; the test is its daemon."""
+    worker = _hire(post)
+    try:
+        assert isinstance(worker.pipe.recv(), Ready)
+        yield worker
+    finally:
+        worker.pipe.close()
+        worker.process.wait()
+
+
+def outcome_of(worker: _Worker) -> Outcome:
+    """What it tells next of a file."""
+    while True:
+        if isinstance(told := worker.pipe.recv(), Outcome):
+            return told
+
+
+def test_a_file_on_its_way_does_not_overtake_one_that_met_a_fault(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """The daemon, which has not heard of it, gives a later publication; both go back."""
+    voting = Voting()
+    runs = []
+    for number in (1, 2):
+        drop(tmp_path / "inbox", f"{number}/{voting.name(8)}", csv_of(voting.ballots(8, number)))
+        runs.append(Found(tmp_path / "inbox", Path(f"{number}/{voting.name(8)}"), "asked"))
+    post = Post(
+        number=1,
+        url=sqlite_url,
+        busy_timeout_seconds=0.1,
+        answer_timeout_seconds=10,
+        stop_seconds=10,
+        terms=terms_in(tmp_path),
+        owner="daemon",
+        log=("info", "json"),
+    )
+    first, second = runs
+    with hired(post) as worker:
+        with closing(sqlite3.connect(make_url(sqlite_url).database or "")) as locked:
+            locked.execute("BEGIN IMMEDIATE")
+            worker.pipe.send([Given(first, {})])
+            away = outcome_of(worker)
+        assert isinstance(away.error, StorageFault)
+        worker.pipe.send([Given(second, {}, away.faults - 1)])
+        again = outcome_of(worker)
+        assert isinstance(again.error, StorageFault)
+        worker.pipe.send([Given(found, {}, again.faults) for found in runs])
+        jobs = [job for _ in runs for job in outcome_of(worker).jobs]
+    assert ["completed"] * 2 == [job.status for job in jobs]
+    numbers = {job.path[0]: job.publication for job in jobs_on(sqlite_url)}
+    assert {"1": 1, "2": 2} == numbers
+
+
+def test_what_was_picked_reaches_its_worker_whatever_the_next_file_is_like(
+    ingest: Ingest, drop_file: DropFile
+) -> None:
+    """A folder that closes at that moment must not leave another file with nobody."""
+    one, other = (drop_file(Voting(random.Random(seed)).name(8)) for seed in (1, 2))
+
+    def refuse() -> Found | None:
+        raise PermissionError(errno.EACCES, "closed a moment ago")
+
+    ours, theirs = Pipe()
+    with ours, theirs, subprocess.Popen(["/bin/true"]) as process:
+        worker = _Worker(1, process, ours, is_ready=True)
+        workers = Workers(ingest, lambda _number: pytest.fail("not hired"), _team=[worker])
+        workers.offer(
+            Offer(root=each.root, relative=each.relative, size=1, get_ready=get_ready)
+            for each, get_ready in ((one, lambda: one), (other, refuse))
+        )
+        with pytest.raises(PermissionError):
+            workers.next()
+        assert theirs.poll()
+        assert [one] == [given.found for given in theirs.recv()]
+    assert {one.relative} == workers.in_work
 
 
 def test_a_zip_that_is_gone_is_in_nobodys_way(tmp_path: Path) -> None:

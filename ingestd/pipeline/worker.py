@@ -59,10 +59,14 @@ class Ready(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A file to take, and how often it broke before it had a job."""
+    """A file to take, how often it broke before it had a job, and how many faults were heard of.
+
+    While the daemon has not heard of a fault, what it sends must not overtake what met it.
+    """
 
     found: Found
     broken: Broken
+    faults: int = 0
 
 
 class Stop(NamedTuple):
@@ -97,11 +101,12 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a file: its jobs, or what went wrong."""
+    """What became of a file: its jobs, or what went wrong; and how many faults a worker met."""
 
     jobs: Sequence[Told] = ()
     error: Exception | None = None
     broken: Broken = field(default_factory=dict)
+    faults: int = 0
 
 
 def take(ingest: Ingest, found: Found) -> Outcome:
@@ -164,8 +169,14 @@ def _work(pipe: Connection, post: Post) -> None:
     )
     pipe.send(Ready())
     looked: set[Path] = set()
+    faults, fault = 0, Outcome()
     try:
         while given := mail.next():
+            if given.faults < faults:
+                # What an earlier file met concerns all: those that wait here go back with it.
+                faults += 1
+                _send(pipe, replace(fault, broken=given.broken, faults=faults))
+                continue
             ingest.unrecorded = dict(given.broken)
             if given.found.path not in looked:
                 run = [given.found, *(each.found for each in mail.given)]
@@ -175,12 +186,9 @@ def _work(pipe: Connection, post: Post) -> None:
                     ingest.look_ahead(run)
             looked.discard(given.found.path)
             outcome = take(ingest, given.found)
-            _send(pipe, Outcome(outcome.jobs, outcome.error, ingest.unrecorded))
             if isinstance(outcome.error, StorageFault):
-                # That concerns all files: those that wait here would only meet the same.
-                while mail.given:
-                    mail.given.popleft()
-                    _send(pipe, outcome)
+                faults, fault = faults + 1, outcome
+            _send(pipe, replace(outcome, broken=ingest.unrecorded, faults=faults))
     finally:
         ingest.forget_ahead()
         engine.dispose()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -98,6 +98,8 @@ class _Worker:
     heard_at: float = field(default_factory=time.monotonic)
     held: deque[_Held] = field(default_factory=deque)
     lanes: Counter[str] = field(default_factory=Counter)
+    # How many faults it told of.
+    faults: int = 0
     is_alone: bool = False
 
     @property
@@ -240,13 +242,18 @@ class Workers:
             each for each in self._team if each.is_ready and len(each.held) <= _FILES_AT_HAND // 2
         ]
         gifts: dict[int, list[Given]] = {each.number: [] for each in idle}
-        # In turn, lest the first be given something of all constituencies, and keep them.
-        while idle:
-            for worker in sorted(idle, key=lambda each: each.bytes_held):
-                if given := self._pick(worker):
-                    gifts[worker.number].append(given)
-                else:
-                    idle.remove(worker)
+        try:
+            # In turn, lest the first be given something of all constituencies, and keep them.
+            while idle:
+                for worker in sorted(idle, key=lambda each: each.bytes_held):
+                    if given := self._pick(worker):
+                        gifts[worker.number].append(given)
+                    else:
+                        idle.remove(worker)
+        finally:  # what was picked must reach them, whatever the next file is like
+            self._give(gifts)
+
+    def _give(self, gifts: Mapping[int, list[Given]]) -> None:
         for worker in self._team:
             if gift := gifts.get(worker.number):
                 if len(worker.held) == len(gift):  # it had nothing, and nothing to tell
@@ -277,7 +284,7 @@ class Workers:
                 worker.is_alone = lanes is None
                 broken = self.ingest.unrecorded
                 known = {key: value for key, value in broken.items() if key[0] == found.label}
-                given = Given(found, known)
+                given = Given(found, known, worker.faults)
         self._offers.extendleft(reversed(skipped))
         return given
 
@@ -325,6 +332,7 @@ class Workers:
         worker.lanes.subtract(lanes)
         worker.lanes = +worker.lanes
         worker.is_alone = False
+        worker.faults = outcome.faults
         broken = self.ingest.unrecorded
         for key in [key for key in broken if key[0] == found.label]:
             del broken[key]
