@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -141,6 +142,27 @@ def test_a_file_that_changes_after_the_look_ahead_is_read_as_it_is(
     assert ["completed"] == [str(job.status) for job in ingest.take(run[1])]
     assert {"vanished": 1, "completed": 2} == Counter(job.status for job in jobs(sessions))
     assert len(first) + len(second) == sum(job.rows_stored for job in jobs(sessions))
+    assert [] == unsound(sessions)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_duplicate_that_goes_after_the_look_ahead_says_of_no_place_that_it_lies_there(
+    ingest: Ingest, sessions: Sessions, drop_file: DropFile, voting: Voting, *, is_replaced: bool
+) -> None:
+    """Taken away, or replaced by a later publication, which then lies at that place."""
+    rows = {hour: voting.ballots(hour, 2) for hour in (8, 9)}
+    take_all(ingest, [drop_file(voting.name(hour), rows[hour]) for hour in rows])
+    run = [drop_file(f"again/{voting.name(hour)}", rows[hour]) for hour in rows]
+    ingest.look_ahead(run)
+    if is_replaced:
+        drop_file(f"again/{voting.name(9)}", [*rows[9], voting.vote(570)])
+    else:
+        run[1].path.unlink()
+    states = [str(job.status) for found in run for job in ingest.take(found)]
+    assert ["duplicate", *(["completed"] if is_replaced else [])] == states
+    assert 3 + is_replaced == len(jobs(sessions))
+    for job in jobs(sessions):
+        assert job.sha256 == hashlib.sha256(Path(job.archived_to or "").read_bytes()).hexdigest()
     assert [] == unsound(sessions)
 
 

@@ -9,6 +9,7 @@ file that fits one batch is one commit. The source is touched only afterwards.
 
 from __future__ import annotations
 
+import os
 import traceback
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -194,10 +195,20 @@ class Ingest:
         """Open a file; with its job, where it was looked at ahead and is as it was."""
         ahead = self._ahead.pop(found.path, None)
         if ahead is not None and ahead.job is not None:
-            if ahead.found == found and _is_still(ahead.source):
+            is_still = _is_still(ahead.source)
+            if ahead.found == found and is_still:
                 return ahead.source, [(ahead.csv, ahead.job)]
             ahead.source.close()
+            if not is_still:
+                self._take_back(ahead.job)
         return open_source(found.path, self.terms.read), []
+
+    def _take_back(self, job: FileProcessing) -> None:
+        """Let go of a duplicate that never came: it would say for ever where it did not go."""
+        target = job.archived_to
+        if job.status == JobState.DUPLICATE and target and not os.path.lexists(target):
+            with self.sessions.begin() as session:
+                ledger.take_back(session, job)
 
     def _heed_stop(self) -> None:
         if self.should_stop():

@@ -1019,6 +1019,19 @@ def forget(session: Session, jobs: Sequence[FileProcessing]) -> None:
         )
 
 
+def take_back(session: Session, duplicate: FileProcessing) -> None:
+    """Delete a duplicate that was written down ahead, unless somebody has put it away."""
+    session.execute(
+        delete(FileProcessing)
+        .where(
+            FileProcessing.id == duplicate.id,
+            FileProcessing.status == JobState.DUPLICATE,
+            FileProcessing.archived_to == duplicate.archived_to,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
 def twins_set_free(session: Session, job: FileProcessing) -> list[FileProcessing]:
     """Find what `job`, which is gone now, had outdone: its twins without a slot in their name."""
     if job.size == 0 or job.slot is None:
