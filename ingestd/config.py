@@ -416,10 +416,12 @@ class Statistics(BaseModel):
         names = {name for name, field in cls.model_fields.items() if field.annotation is not bool}
         return sorted(names - {"voting_hours", "first_hour", "overrides"})
 
-    def for_election(self, election: str | None) -> dict[str, Any]:
-        """The thresholds that hold for an election, by its name; None for those of all others."""
+    def for_election(self, election: str | None, type_: str | None = None) -> dict[str, Any]:
+        """The thresholds of an election: its own before those of its type before all others."""
         held = {name: getattr(self, name) for name in self.thresholds()}
-        return held | dict(self.overrides.get(election or "", {}))
+        for key in (type_, election):
+            held |= self.overrides.get(key or "", {})
+        return held
 
     @model_validator(mode="after")
     def _overrides_are_thresholds(self) -> Self:

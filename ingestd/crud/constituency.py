@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import or_, select
+import uuid
+
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from ingestd.crud.base import FIRST, Crud, Page, Window, contains_text
-from ingestd.models import Constituency
+from ingestd.models import Alert, Constituency, HourlyStats
 from ingestd.schemas import ConstituencyCreate, ConstituencyUpdate
 
 
@@ -33,6 +35,22 @@ class Constituencies(Crud[Constituency, ConstituencyCreate, ConstituencyUpdate])
             session, query, order=[Constituency.region_code, Constituency.name], window=window
         )
 
+    def provisional(self, session: Session) -> set[uuid.UUID]:
+        """Those of which an hour, or a part of one, or a file is not here: their totals may grow.
+
+        An hour before or after the voting that stands there by a sender's clock alone is none.
+        """
+        h = HourlyStats
+        is_lacking = or_(h.status == "missing", and_(h.coverage > 0, h.coverage < _FULLY))
+        hours = select(h.constituency_id).where(is_lacking)
+        feed = select(Alert.constituency_id).where(
+            Alert.type.in_(_LACKS), Alert.cleared_at.is_(None), Alert.constituency_id.is_not(None)
+        )
+        return {key for query in (hours, feed) for key in session.scalars(query.distinct()) if key}
+
+
+_FULLY = 0.99
+_LACKS = ("missing_hour", "constituency_missing")
 
 constituencies = Constituencies(
     Constituency,

@@ -62,8 +62,11 @@ def evidence_of(session: Session, alert: Alert, limits: ReadLimits) -> Evidence:
             continue
         try:
             lines += _read(path, job, wanted[job.id], limits)
-        except (FileRefused, FileVanished, OSError) as error:
-            unread.append(f"{path}: {error}")
+        except (FileRefused, FileVanished) as error:
+            # Where the archive lies on this machine is nobody's business who gets the bundle.
+            unread.append(f"{job.path}: {str(error).replace(str(path), job.path)}")
+        except OSError as error:
+            unread.append(f"{job.path}: {error.strerror or type(error).__name__}")
     return Evidence(lines, list(_files(session, alert)), unread)
 
 
@@ -74,10 +77,11 @@ def _places(session: Session, alert: Alert) -> Iterator[tuple[Any, set[int]]]:
         contracts = [session.get_one(Constituency, alert.constituency_id).contract_id]
     elif not contracts:
         contracts = list(session.scalars(select(Constituency.contract_id)))
+    shown = alert.details.get("tx_ids") or alert.details.get("transactions") or ()
     keys = [
         transaction_id(constituency_prefix(contract), tx_id)
         for contract in contracts
-        for tx_id in alert.details.get("tx_ids", ())
+        for tx_id in shown
     ]
     found: dict[Any, set[int]] = {}
     for chunk in chunks(keys):

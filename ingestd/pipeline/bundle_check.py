@@ -1,8 +1,9 @@
 """Check a finding of ingestd again from its raw lines.
 
 Call it as python3 check.py [FOLDER OF THE FILES]. It needs nothing but Python; beside it lie
-finding.json and lines.csv. With a folder that holds the delivered CSV files, their SHA-256 is
-compared, too. Exit status: 0 it holds, 1 it does not, 2 these lines alone cannot tell.
+finding.json and lines.csv. Who alters a line can alter its SHA-256 beside it: with a folder that
+holds the delivered CSV files, each line is looked up in the file of its SHA-256.
+Exit status: 0 it holds, 1 it does not, 2 these lines alone cannot tell.
 """
 
 # ruff: noqa: T201 - it stands alone, and talks to a person
@@ -99,10 +100,26 @@ def check(finding: dict[str, Any], lines: list[dict[str, str]]) -> bool | None: 
     return None
 
 
-def strange_files(folder: Path, lines: list[dict[str, str]]) -> list[str]:
-    """Files of the lines of which no file in the folder has the bytes."""
-    here = {hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.csv")}
-    return sorted({line["file"] for line in lines if line["file_sha256"] not in here})
+def strange_lines(folder: Path, lines: list[dict[str, str]]) -> list[str]:
+    """Lines that do not stand so in a file of the folder with that SHA-256."""
+    wanted = {line["file_sha256"] for line in lines}
+    here: dict[str, list[bytes]] = {}
+    for path in folder.rglob("*"):
+        if path.suffix.lower() == ".csv" and path.is_file():
+            content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            if digest in wanted:
+                end = b"\n" if b"\n" in content else b"\r"
+                here[digest] = content.removeprefix(b"\xef\xbb\xbf").split(end)
+    return [
+        f"{line['file']} line {line['line']}"
+        for line in lines
+        if _raw(here.get(line["file_sha256"], []), int(line["line"])) != line["text"].encode()
+    ]
+
+
+def _raw(rows: list[bytes], number: int) -> bytes | None:
+    return rows[number - 1].removesuffix(b"\r") if 0 < number <= len(rows) else None
 
 
 def main() -> int:
@@ -114,8 +131,8 @@ def main() -> int:
         print(f"altered: {', '.join(bad)}")
         return 1
     print(f"{len(lines)} raw lines, each as its SHA-256 says")
-    if len(sys.argv) > 1 and (strange := strange_files(Path(sys.argv[1]), lines)):
-        print(f"not found by SHA-256: {', '.join(strange)}")
+    if len(sys.argv) > 1 and (strange := strange_lines(Path(sys.argv[1]), lines)):
+        print(f"not so in these files: {', '.join(strange)}")
         return 1
     holds = check(finding, lines)
     if holds is None:

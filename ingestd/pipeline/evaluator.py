@@ -794,7 +794,8 @@ def write_scores(
     now = {row.id: row.anomaly_score for row in session.execute(select(c.id, c.anomaly_score))}
     floors = {"critical": 1.0, "warning": _WARNING_SCORE}
     changed = []
-    for voting in votings:
+    # In the order in which a commit that names many constituencies locks them: no deadlock.
+    for voting in sorted(votings, key=lambda voting: voting.id):
         score = scores.get(voting.id)
         if floor := floors.get(integrity.get(voting.id, "")):
             score = max(score or 0.0, floor)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import uuid
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import median_low
@@ -91,6 +91,7 @@ class _Feed:
 
     session: Session
     base: Alerts
+    _held: dict[tuple[str | None, str | None], Rules] = field(default_factory=dict)
 
     @cached_property
     def constituencies(self) -> Mapping[uuid.UUID, AnyRow]:
@@ -113,7 +114,10 @@ class _Feed:
         if owner is None or not self.base.differs:
             return self.base
         row = self.constituencies[owner]
-        return self.base.for_election(row.election, row.election_type)
+        key = row.election, row.election_type
+        if key not in self._held:
+            self._held[key] = self.base.for_election(*key)
+        return self._held[key]
 
     @cached_property
     def slots(self) -> Mapping[str, AnyRow]:
@@ -193,12 +197,36 @@ class _Feed:
 
     def watermark(self, share: float) -> str | None:
         """The greatest slot that so many constituencies have delivered, or had finished before."""
-        finished = sorted(finish for _start, finish in self.ends.values() if finish)
+        finishes = [(owner, finish) for owner, (_start, finish) in self.ends.items() if finish]
+        finished = sorted(finish for owner, finish in finishes if owner in self.owners)
+        # Who delivers hours after the end, with its results, must not count twice.
+        twice = self._delivered_after_the_end(
+            owner
+            for owner, finish in finishes
+            if owner in self.owners and self.owners[owner].last > finish
+        )
         wanted = share * len(self.owners)
         for slot, row in sorted(self.slots.items(), reverse=True):
-            if row.delivered + bisect_left(finished, slot) >= wanted:
+            if row.delivered - twice[slot] + bisect_left(finished, slot) >= wanted:
                 return slot
         return None
+
+    def _delivered_after_the_end(self, owners: Iterable[uuid.UUID]) -> Counter[str]:
+        """How many of these constituencies delivered each slot behind that of their end."""
+        by_finish: dict[str, list[uuid.UUID]] = {}
+        for owner in owners:
+            by_finish.setdefault(str(self.ends[owner][1]), []).append(owner)
+        found: Counter[str] = Counter()
+        for finish, some in sorted(by_finish.items()):
+            for chunk in chunks(sorted(some)):
+                query = (
+                    select(_f.slot, func.count(_f.constituency_id.distinct()))
+                    .where(_f.status == JobState.COMPLETED, _IS_HOURLY, _f.slot > finish)
+                    .where(_f.constituency_id.in_(chunk))
+                    .group_by(_f.slot)
+                )
+                found.update({row[0]: row[1] for row in self.session.execute(query)})
+        return found
 
 
 # ── missing hours ────────────────────────────────────────────────────────────
@@ -255,9 +283,7 @@ def _earlier(slot: str, hours: int) -> str:
 def _gaps(
     feed: _Feed, spans: Mapping[uuid.UUID, tuple[str, str]]
 ) -> Iterator[tuple[uuid.UUID, list[list[str]]]]:
-    held = feed.base.missing_hour
     has_empty = any(row.fewest == 0 for row in feed.slots.values())
-    are_published = held.empty_hours == "yes" or (held.empty_hours == "auto" and has_empty)
     here: dict[uuid.UUID, set[str]] = {}
     for chunk in chunks(sorted(spans)):
         query = select(_f.constituency_id, _f.slot).where(
@@ -266,6 +292,8 @@ def _gaps(
         for row in feed.session.execute(query):
             here.setdefault(row.constituency_id, set()).add(row.slot)
     for owner, (begin, end) in spans.items():
+        held = feed.held(owner).missing_hour
+        are_published = held.empty_hours == "yes" or (held.empty_hours == "auto" and has_empty)
         runs: list[list[str]] = []
         slot, was_missing = begin, False
         while slot[: len(end)] <= end:
@@ -432,13 +460,15 @@ class Covered:
     contract_id: str
     region_code: str | None
     name: str | None
+    has_files: bool
     has_whole: bool
     slots: Mapping[str, str]
 
     @property
     def is_provisional(self) -> bool:
         """Whether its counts may still change because hours are missing."""
-        return not self.has_whole and "missing" in self.slots.values()
+        states = set(self.slots.values())
+        return not self.has_files or (not self.has_whole and bool(states & {"missing", "refused"}))
 
 
 def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
@@ -455,6 +485,8 @@ def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
         lacking = dict(_gaps(feed, spans))
     columns = (_f.slot, _f.status, _f.rows_read)
     c = constituency.c
+    current = select(_f.constituency_id).where(_f.status == JobState.COMPLETED).distinct()
+    with_files = set(session.scalars(current))
     for owner in feed.constituencies:
         place = session.execute(select(c.region_code, c.name).where(c.id == owner)).one()
         query = select(*columns).where(_f.constituency_id == owner, _IS_HOURLY)
@@ -465,6 +497,7 @@ def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
             contract_id=feed.constituencies[owner].contract_id,
             region_code=place.region_code,
             name=place.name,
+            has_files=owner in with_files,
             has_whole=owner in feed.with_whole,
             slots=dict(sorted(slots.items())),
         )

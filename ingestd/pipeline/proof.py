@@ -25,6 +25,15 @@ from ingestd.pipeline.validate import constituency_prefix, transaction_id
 _OPENS = timedelta(hours=8)
 _DAY = timedelta(hours=24)
 _EASTERNMOST = timedelta(hours=14)
+PROVISIONAL = " Provisional: files of this voting are missing."
+# What a missing file may explain, of the rules that every commit looks at: what is looked at
+# for touched hours only would keep an old answer.
+_MAY_CHANGE = frozenset(
+    (
+        *("turnout_over_registered", "vote_without_main_key", "lifecycle_order"),
+        *("rolled_back_for_good", "results_mismatch"),
+    )
+)
 ledgered = table_of(FileProcessing)
 
 
@@ -39,14 +48,19 @@ def proved(session: Session, facts: Facts, findings: Sequence[Finding]) -> list[
     files = {file.slot: file for file in facts.files}
     proof = []
     for finding in findings:
-        details = finding.details | {
+        details = dict(finding.details)
+        words = finding.description
+        if finding.rule in _MAY_CHANGE and "is_provisional" not in details:
+            details["is_provisional"] = facts.is_provisional
+            words += PROVISIONAL if facts.is_provisional else ""
+        details |= {
             "ruleset": RULESET,
             "scope": {"contract_id": contract},
             "files": _files(finding, lines, files),
             "benign_causes": _benign(finding),
         }
         details["window"] = _window(finding, facts, zone, lines)
-        proof.append(replace(finding, details=details))
+        proof.append(replace(finding, details=details, description=words))
     return proof
 
 

@@ -311,6 +311,10 @@ def _episode(  # noqa: PLR0913 - one alert has this many sides
             "benjamini_hochberg_q": _q_of(series, z),
             "hours": listed,
         },
+        # Of a drop, one more hour is more; of anything else, one more ballot.
+        weight=len(hours)
+        if rule == "unusual_drop"
+        else int(sum(group.counts[key][one, hours].sum() for key in ("bulletins", "votes"))),
     )
     return Surprise(one, finding, tuple(hours), name)
 
@@ -366,6 +370,7 @@ def shifts(group: Group, figures: Figures) -> Iterator[Surprise]:
                 "statistic": {"z": round(off, 2)},
                 "threshold": {"z": round(float(limits["shift_z"][one]), 2)},
             },
+            weight=many if off > 0 else 1,
         )
         yield Surprise(int(one), finding, tuple(hours), "bulletins")
 
@@ -383,12 +388,13 @@ def outlying_regions(group: Group, figures: Figures) -> Iterator[Surprise]:
         name = group.region_names[region] or "a region without a name"
         together = int(far[:, hour].sum())
         is_national = 2 * together >= int((~np.isnan(t[:, hour])).sum())
+        members = np.flatnonzero(group.fleet.region == region)
         finding = _finding(
             "region_correlated",
             group,
             one,
             [int(hour)],
-            subject=f"{group.region_names[region]}:{_iso(group.utc(one, hour))}",
+            subject=_subject_of_region(group, region, one, hour),
             severity="info" if is_national else "warning",
             title=f"{name} as a whole: {int(seen[region, hour])} bulletins in an hour",
             description=(
@@ -404,10 +410,19 @@ def outlying_regions(group: Group, figures: Figures) -> Iterator[Surprise]:
                 "statistic": {"t": round(float(t[region, hour]), 2)},
                 "threshold": {"t": limit},
                 "regions_together": together,
-                "constituencies": int((group.fleet.region == region).sum()),
+                "constituencies": len(members),
             },
+            weight=int(seen[region, hour]),
+            whose=members,
         )
         yield Surprise(None, finding, (int(hour),), None)
+
+
+def _subject_of_region(group: Group, region: int, one: int, hour: int) -> str:
+    """Tell a region's hour from all others: pooled ones have no name, and groups share names."""
+    days = -(-group.fleet.known.shape[1] // _DAY)
+    name = group.region_names[region] or f"opened {_iso(group.utc(one, 0))}"
+    return f"{name}:{days}:{_iso(group.utc(one, hour))}"
 
 
 def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
@@ -435,6 +450,7 @@ def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
                     "statistic": {"t": round(float(t[one]), 2)},
                     "threshold": {"chance": float(limits["turnout_chance"][one])},
                 },
+                weight=1,
             )
     for hour, (left, mu, z) in figures.uncast.items():
         far = np.abs(np.nan_to_num(z)) >= limits["uncast_z"]
@@ -456,6 +472,7 @@ def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
                     "statistic": {"z": round(float(z[one]), 2)},
                     "threshold": {"z": float(limits["uncast_z"][one])},
                 },
+                weight=int(left[one]) if z[one] > 0 else 1,
             )
 
 
@@ -468,6 +485,7 @@ def _level(  # noqa: PLR0913 - one alert has this many sides
     title: str,
     description: str,
     figures: dict[str, Any],
+    weight: int,
 ) -> Surprise:
     finding = _finding(
         "peer_outlier",
@@ -480,6 +498,7 @@ def _level(  # noqa: PLR0913 - one alert has this many sides
         description=description,
         causes=_CAUSES[kind],
         figures={"kind": kind, **figures},
+        weight=weight,
     )
     return Surprise(one, finding, (hour,), None)
 
@@ -518,6 +537,7 @@ def outlying_lag(group: Group, figures: Figures) -> Iterator[Surprise]:
                 "statistic": {"z": round(float(z[one, hour]), 2)},
                 "threshold": {"z": float(group.limits["lag_z"][one])},
             },
+            weight=votes,
         )
         yield Surprise(int(one), finding, (int(hour),), "votes")
 
@@ -554,6 +574,7 @@ def parted_twins(group: Group, figures: Figures) -> Iterator[Surprise]:
                     "statistic": {"t": round(abs(t), 2)},
                     "threshold": {"t": limit},
                 },
+                weight=more - fewer,
             )
             yield Surprise(one, finding, (int(hour),), "bulletins")
 
@@ -600,6 +621,7 @@ def refusals(group: Group, figures: Figures) -> Iterator[Surprise]:
                     "statistic": {"lower_bound": round(float(bound[one, hour]), 4)},
                     "threshold": {"share": round(float(line[one, hour]), 4)},
                 },
+                weight=number,
             )
             yield Surprise(int(one), finding, (int(hour),), None)
 
@@ -661,13 +683,23 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
     description: str,
     causes: list[str],
     figures: dict[str, Any],
+    weight: int,
+    whose: Ints | None = None,
 ) -> Finding:
-    """Put a finding together; what every statistical rule tells stands here."""
+    """Put a finding together; what every statistical rule tells stands here.
+
+    `whose` are the constituencies of a finding about several. `weight` is made of their own
+    counts only: what peers deliver late must not open again what a person has decided.
+    """
     first, last = hours[0], hours[-1]
-    is_provisional = bool(group.is_provisional[one, hours].any())
+    about = np.array([one]) if whose is None else whose
+    cells = np.ix_(about, np.array(hours))
+    is_provisional = bool(group.is_provisional[cells].any())
     usual = f" Usual causes: {'; '.join(causes)}."
-    note = " Provisional: files of this constituency are missing." if is_provisional else ""
-    is_small = group.fleet.roll[one] < _LITTLE_EVIDENCE
+    lacks = "this constituency" if whose is None else "this region"
+    note = f" Provisional: files of {lacks} are missing." if is_provisional else ""
+    roll = float(group.fleet.roll[about].sum())
+    is_small = roll < _LITTLE_EVIDENCE
     details = {
         "ruleset": RULESET,
         "scope": group.region_names[int(group.fleet.region[one])] or "all",
@@ -678,10 +710,10 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
                 group.local(one, last + 1).isoformat(timespec="minutes"),
             ],
         },
-        "coverage": round(float(group.coverage[one, hours].mean()), 3),
+        "coverage": round(float(group.coverage[cells].mean()), 3),
         "is_provisional": is_provisional,
         "little_evidence_possible": bool(is_small),
-        "roll": int(group.fleet.roll[one]),
+        "roll": int(roll),
         **figures,
         "benign_causes": causes,
     }
@@ -693,6 +725,7 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
         description=f"{description}{usual}{note}",
         details=details,
         detected_at=group.utc(one, last + 1),
+        weight=weight,
     )
 
 

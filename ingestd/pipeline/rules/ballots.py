@@ -56,14 +56,15 @@ def votes_exceed_bulletins(
     Source: a blind signature is the only way to a valid vote (docs/format.md, "What is counted").
     """
     bulletins = totals.bulletins - sum(slot.bulletins for slot in slots)
-    votes = 0
+    votes = most = 0
     worst: SlotCount | None = None
     for slot in slots:
         bulletins += slot.bulletins
         votes += slot.votes
-        if votes > bulletins:
+        most = max(most, votes - bulletins)
+        if worst is None and votes > bulletins:
             worst = SlotCount(slot.slot, bulletins, votes)
-            break
+    most = max(most, totals.votes - totals.bulletins)
     if worst is None and totals.votes > totals.bulletins:
         worst = SlotCount("all files", totals.bulletins, totals.votes)
     if worst is None:
@@ -71,6 +72,7 @@ def votes_exceed_bulletins(
     missing = [] if has_whole else missing_slots([slot.slot for slot in slots], start_slot)
     is_provisional = not has_whole and (start_slot is None or bool(missing))
     excess = worst.votes - worst.bulletins
+    grown = f" Later the excess is up to {most}." if most > excess else ""
     note = " Provisional: files of this voting are missing." if is_provisional else ""
     return [
         Finding(
@@ -80,12 +82,13 @@ def votes_exceed_bulletins(
             title=f"{excess} more votes than bulletins",
             description=(
                 f"Up to {worst.slot}, {worst.votes} votes were accepted and only "
-                f"{worst.bulletins} bulletins issued.{note}"
+                f"{worst.bulletins} bulletins issued.{grown}{note}"
             ),
             details={
                 "slot": worst.slot,
                 "votes": worst.votes,
                 "bulletins": worst.bulletins,
+                "greatest_excess": most,
                 "total_votes": totals.votes,
                 "total_bulletins": totals.bulletins,
                 "is_provisional": is_provisional,
@@ -95,7 +98,7 @@ def votes_exceed_bulletins(
                 "threshold": worst.bulletins,
             },
             detected_at=totals.last_activity,
-            weight=excess,
+            weight=most,
         )
     ]
 
