@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from typer.testing import CliRunner
 
-from ingestd import daemon
+from ingestd import crud, daemon
 from ingestd.cli import app
 from ingestd.config import Settings
 from ingestd.models import Alert
@@ -23,12 +23,13 @@ from ingestd.pipeline import rules, surprises
 from ingestd.pipeline.feed import coverage, evaluate_feed
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.rules import SlotCount
+from ingestd.schemas import AlertUpdate
 from ingestd.thresholds import Alerts
 
 from .conftest import Databases, DropFile, Voting, rolled_back
 from .elections import Drawn, draw, key_of, write
 from .running import open_sessions
-from .test_evaluator import QUIET, evaluator
+from .test_evaluator import QUIET, evaluator, hour_of, types
 from .test_evaluator import drawn as drawn  # noqa: PLC0414 - a fixture
 from .test_findings import NOON, look_at_feed, open_alerts
 from .test_peers import group_of
@@ -264,3 +265,40 @@ def test_a_bundle_does_not_tell_where_the_archive_lies(
         finding = bundle.read("finding.json").decode()
     assert name in json.loads(finding)["unread"][0]
     assert str(tmp_path) not in finding
+
+
+def test_a_busy_hour_without_a_file_is_unknown_even_where_empty_hours_have_none(
+    sessions: Sessions, drawn: Drawn
+) -> None:
+    """Only an hour in which hardly anything was expected is taken for empty."""
+    write(sessions, drawn, is_hourly=True, missing=frozenset([(2, 1)]))
+    evaluator(sessions, empty_hours_published=False).work_off()
+    hour = hour_of(sessions, 2, 1)
+    assert ("missing", None) == (hour.status, hour.bulletin_velocity)
+    assert (key_of(2), "unusual_drop") not in types(sessions)
+    assert "provisional" == hour_of(sessions, 2, 2).status
+
+
+def test_a_threshold_of_regions_holds_for_the_regions_of_its_election() -> None:
+    """And not for all that are judged with them."""
+    drawn = draw(np.random.default_rng(3), constituencies=400, regions=10)
+    group = group_of(drawn)
+    group.limits["region_t"][drawn.region == 4] = 0.01
+    found = surprises.outlying_regions(group, surprises.figures_of(group))
+    assert {"Region 4"} == {each.finding.subject.split(":")[0] for each in found}
+
+
+def test_a_decision_on_a_gap_holds_when_a_part_of_it_arrives(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """Less is missing than what was decided about: nothing new is to be asked."""
+    for hour in (8, 9, 12, 13, 14, 15):
+        ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 3)))
+    look_at_feed(sessions, missing_hour={"empty_hours": "yes"})
+    told = open_alerts(sessions)["missing_hour"]
+    with sessions.begin() as session:
+        crud.alerts.answer(session, told.id, AlertUpdate(status="resolved"), at=NOON)
+    ingest.take(drop_file(voting.name(10), voting.ballots(10, 3)))
+    look_at_feed(sessions, missing_hour={"empty_hours": "yes"})
+    with sessions() as session:
+        assert [] == [one.type for one in crud.alerts.open(session).items]

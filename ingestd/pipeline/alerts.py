@@ -332,17 +332,16 @@ class Settlement:
                 alert.cleared_at = self._now
                 alert.cleared_reason = _no_longer(rule)
         self._session.flush()
-        self._raise(rule, new)
+        self._raise(rule, new, rows)
 
-    def _raise(self, rule: str, findings: Sequence[Finding]) -> None:
+    def _raise(self, rule: str, findings: Sequence[Finding], former: Sequence[Alert]) -> None:
         rows = [
             {
                 "id": alert_id(rule, self._constituency_id, finding.subject),
                 "type": rule,
                 "constituency_id": self._constituency_id,
                 "subject": finding.subject,
-                "status": "active",
-                "notes": [],
+                **_answer_to(finding, former),
                 **_said(finding),
                 "class": CLASSES[rule],
             }
@@ -358,6 +357,19 @@ class Settlement:
                 setattr(alert, name, value)
         if alert.cleared_at is not None:
             alert.cleared_at = alert.cleared_reason = None
+
+
+def _answer_to(finding: Finding, former: Sequence[Alert]) -> dict[str, Any]:
+    """A person's side of a new alert: what was decided about a gap holds for what is left of it."""
+    slots = set(finding.details["slots"] if finding.rule == "missing_hour" else ())
+    for alert in sorted(former, key=lambda alert: alert.subject):
+        is_decided = alert.status == "resolved" and (alert.answered_gravity or 0) >= alert.gravity
+        if is_decided and slots and slots <= set(alert.details["slots"]):
+            kept = ("status", "notes", "assigned_to", "resolved_at")
+            told = {name: getattr(alert, name) for name in kept}
+            return told | {"answered_gravity": gravity_of(finding)}
+    nobody = dict.fromkeys(("assigned_to", "resolved_at", "answered_gravity"))
+    return nobody | {"status": "active", "notes": []}
 
 
 def _no_longer(rule: str) -> str:

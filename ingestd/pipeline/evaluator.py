@@ -498,6 +498,7 @@ def _judge_group(
         starts,
         region[0],
         has_empty_hours=thresholds.empty_hours_published,
+        ballots=counts["bulletins"] + counts["votes"],
     )
     limits = _limits(votings, thresholds)
     group = fleet.assemble(

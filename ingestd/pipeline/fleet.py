@@ -27,6 +27,7 @@ _USUAL_TURNOUT = 0.9
 _WATERMARK_SHARE, _WATERMARK_HOURS = 0.9, 2
 _FURTHEST_SHIFT = 14  # hours between the clock of file names and UTC
 _FULLY = 0.99
+_LEAST_EXPECTED = 7.0  # as of `missing_hour`
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _FAR = 10**9
 
@@ -208,12 +209,20 @@ class Delivered:
 
 
 def delivered(
-    coverage: Floats, lengths: Ints, starts: Ints, region: Ints, *, has_empty_hours: bool
+    coverage: Floats,
+    lengths: Ints,
+    starts: Ints,
+    region: Ints,
+    *,
+    has_empty_hours: bool,
+    ballots: Floats | None = None,
 ) -> Delivered:
     """Say which hours are closed, and which are not here in full.
 
     An hour of a region is closed when every slot up to it is here, or the watermark of the fleet
     (the greatest hour that 90 % of the constituencies have delivered) is two hours past it.
+    Where the source has no files for empty hours, one without a file was empty, unless by the
+    `ballots` of its others and of the others' hour more than a few were to come.
     """
     size, hours = coverage.shape
     inside = np.arange(hours)[None, :] < lengths[:, None]
@@ -231,11 +240,22 @@ def delivered(
     past = starts[:, None] + np.arange(hours)[None, :] + _WATERMARK_HOURS <= watermark
     is_closed = inside & (all_here[region] | past)
     if not has_empty_hours:
-        coverage = np.where(is_closed & (coverage == 0), 1.0, coverage)
+        is_empty = is_closed & (coverage == 0)
+        if ballots is not None:
+            is_empty &= _expected(ballots, coverage) < _LEAST_EXPECTED
+        coverage = np.where(is_empty, 1.0, coverage)
     full = np.logical_and.accumulate((coverage >= _FULLY) | ~inside, axis=1)
     return Delivered(
         coverage=coverage, is_closed=is_closed, is_provisional=~full & inside, inside=inside
     )
+
+
+def _expected(ballots: Floats, coverage: Floats) -> Floats:
+    """Ballots of each cell, if its constituency's share of the hour is what it is of the others."""
+    here = np.where(coverage > 0, ballots, 0.0)
+    by_hour = here.sum(axis=0)
+    rest = np.maximum(here.sum() - by_hour, 1.0)
+    return np.asarray(here.sum(axis=1)[:, None] * (by_hour / rest)[None, :])
 
 
 def assemble(  # noqa: PLR0913 - a group has this many sides

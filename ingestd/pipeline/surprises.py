@@ -381,11 +381,13 @@ def shifts(group: Group, figures: Figures) -> Iterator[Surprise]:
 def outlying_regions(group: Group, figures: Figures) -> Iterator[Surprise]:
     """Find hours of a region far above the other regions (t ≥ 5.5); half of all together: info."""
     seen, mu, t = figures.regions
-    limit = float(group.limits["region_t"].min(initial=np.inf))
-    far = np.nan_to_num(t) >= limit
+    limits = np.full(len(t), np.inf)
+    np.minimum.at(limits, group.fleet.region, group.limits["region_t"])
+    far = np.nan_to_num(t) >= limits[:, None]
     for region, hour in np.argwhere(far).tolist():
         one = int(np.flatnonzero(group.fleet.region == region)[0])
         name = group.region_names[region] or "a region without a name"
+        limit = float(limits[region])
         together = int(far[:, hour].sum())
         is_national = 2 * together >= int((~np.isnan(t[:, hour])).sum())
         members = np.flatnonzero(group.fleet.region == region)
