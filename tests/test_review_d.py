@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -302,3 +303,12 @@ def test_a_decision_on_a_gap_holds_when_a_part_of_it_arrives(
     look_at_feed(sessions, missing_hour={"empty_hours": "yes"})
     with sessions() as session:
         assert [] == [one.type for one in crud.alerts.open(session).items]
+
+
+def test_a_voting_of_which_no_end_is_known_is_not_open_for_ever(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """Its last file may never come; a feed that is over is not silent."""
+    ingest.take(drop_file(voting.name(8), [voting.start(8 * 60)]))
+    look_at_feed(sessions, NOON + timedelta(days=365))
+    assert "silent_feed" not in open_alerts(sessions)

@@ -374,9 +374,12 @@ def _late_in(feed: _Feed, slot: str) -> Iterator[tuple[uuid.UUID, Finding]]:
 def _silence(feed: _Feed, now: datetime) -> list[Finding]:
     last = feed.session.scalar(select(func.max(_f.discovered_at)))
     c = constituency.c
+    longest_ago = now - timedelta(hours=_LONGEST_VOTING_HOURS)
     voting = feed.session.scalar(
         select(func.count()).where(
-            c.voting_start <= now, or_(c.voting_end.is_(None), c.voting_end > now)
+            c.voting_start <= now,
+            # One of which no end is known is not open for ever.
+            or_(c.voting_end > now, and_(c.voting_end.is_(None), c.voting_start > longest_ago)),
         )
     )
     return rules.silent_feed(last, voting=voting or 0, now=now, held=feed.base.silent_feed)
