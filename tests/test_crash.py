@@ -27,7 +27,7 @@ from ingestd.pipeline.step import Step
 from ingestd.simulate import Packing, Plan, defect_names
 
 from .conftest import DATABASES, Databases, Did, Simulated, Voting, csv_of, simulated, tx_of, zip_of
-from .oracle import Snapshot, differences, snapshot, unsound, untrue
+from .oracle import Snapshot, differences, judge, snapshot, unsound, untrue
 from .running import environment, is_empty, open_sessions, soon
 from .steps import CRASH_VARIABLE, Steps
 from .test_any_order import ingest_all
@@ -410,6 +410,7 @@ def test_kill_9_of_the_daemon_under_load_changes_nothing(
 def same_as(expected: Snapshot, election: Simulated, url: str, folder: Path) -> None:
     """Tables and folders are those of a run that nobody disturbed."""
     with open_sessions(url) as sessions:
+        judge(sessions)
         assert [] == unsound(sessions)
         assert [] == untrue(sessions, election.truth)
         assert [] == differences(expected, snapshot(sessions))

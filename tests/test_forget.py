@@ -98,7 +98,7 @@ def test_an_earlier_publication_counts_again(
 def test_its_duplicates_and_rejects_go_with_it_and_its_bytes_stay(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
-    """No row of any table remembers it; the files lie where they were put."""
+    """No row remembers it but a cleared alert's; the files lie where they were put."""
     rows = [*voting.ballots(8, 2), "no row"]
     (job,) = ingest.take(drop_file(voting.name(8), rows))
     ingest.take(drop_file(f"again/{voting.name(8)}", rows))
@@ -108,8 +108,13 @@ def test_its_duplicates_and_rejects_go_with_it_and_its_bytes_stay(
     assert (1, 1) == (gone.duplicates, gone.rejects)
     assert [2] == [len(gone.files)]
     assert all(Path(path).is_file() for path in gone.files)
-    models = (FileProcessing, Transaction, Sighting, Reject, Constituency)
+    models = (FileProcessing, Transaction, Sighting, Reject)
     assert {0} == {number_of(sessions, model) for model in models}
+    # That rows were rejected stays as history, and so does whose they were.
+    with sessions() as session:
+        (told,) = session.scalars(select(Alert))
+    assert ("reject_share", True) == (told.type, told.cleared_at is not None)
+    assert 1 == number_of(sessions, Constituency)
 
 
 def test_a_forgotten_file_can_be_dropped_again(

@@ -38,7 +38,7 @@ from ingestd.pipeline.workers import Offer, Workers, _hire, _Worker
 from ingestd.simulate import Plan, defect_names
 
 from .conftest import Databases, Did, DropFile, Voting, csv_of, simulated, terms_in, zip_of
-from .oracle import differences, snapshot, unsound, untrue
+from .oracle import differences, judge, snapshot, unsound, untrue
 from .running import Running, Start, is_empty, jobs_on, open_sessions, soon, starter
 from .test_any_order import ingest_all
 from .test_crash import contents
@@ -178,6 +178,7 @@ def test_two_workers_make_of_an_election_what_one_does(
     election = simulated(tmp_path / "files", plan)
     with databases.fresh("sqlite") as alone, open_sessions(alone) as sessions:
         ingest_all(sessions, election.files, batch_rows=20)
+        judge(sessions)
         expected = snapshot(sessions)
     daemon = start(wait=True, **TEAM)
     for name in ("drop", "drop-2"):
@@ -192,6 +193,7 @@ def test_two_workers_make_of_an_election_what_one_does(
         shutil.rmtree(outside)
     assert 0 == daemon.stop()
     with open_sessions(url) as sessions:
+        judge(sessions)
         assert [] == unsound(sessions)
         assert [] == untrue(sessions, election.truth)
         assert [] == differences(expected, snapshot(sessions))
@@ -363,6 +365,7 @@ def test_kill_9_of_daemons_and_workers_at_any_moment_changes_nothing(
     election = simulated(tmp_path / "files", plan)
     with databases.fresh("sqlite") as alone, open_sessions(alone) as sessions:
         ingest_all(sessions, election.files, batch_rows=20)
+        judge(sessions)
         expected = snapshot(sessions)
     rng = random.Random(8)
     for name in ("drop", "drop-2"):
@@ -382,6 +385,7 @@ def test_kill_9_of_daemons_and_workers_at_any_moment_changes_nothing(
         soon(lambda: is_empty(daemon.inbox), seconds=120)  # noqa: B023
         daemon.stop()
     with open_sessions(url) as sessions:
+        judge(sessions)
         assert [] == unsound(sessions)
         assert [] == untrue(sessions, election.truth)
         assert [] == differences(expected, snapshot(sessions))
