@@ -9,10 +9,11 @@ from __future__ import annotations
 import uuid
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import groupby
 from statistics import median_low
 
 from sqlalchemy import String, and_, cast, func, or_, select, text, type_coerce
@@ -351,19 +352,25 @@ def _late_files(feed: _Feed) -> Iterator[tuple[uuid.UUID, Finding]]:
         .order_by(_f.slot)
     )
     shortest = timedelta(hours=feed.base.late_file.hours)
-    for slot in feed.session.execute(spread).all():
-        if slot.last - slot.first > shortest or feed.base.differs:
-            yield from _late_in(feed, slot.slot)
+    doubtful = [
+        slot.slot
+        for slot in feed.session.execute(spread).all()
+        if slot.last - slot.first > shortest or feed.base.differs
+    ]
+    # No index leads by slot: many are asked for in one go, or each would read the whole ledger.
+    for chunk in chunks(doubtful):
+        first = (
+            select(_f.slot, _f.constituency_id, func.min(_f.mtime).label("written_at"))
+            .where(_f.status.in_(DELIVERED), _f.mtime.is_not(None))
+            .where(_IS_HOURLY, _f.slot.in_(chunk))
+            .group_by(_f.slot, _f.constituency_id)
+            .order_by(_f.slot, _f.constituency_id)
+        )
+        for slot, rows in groupby(feed.session.execute(first), lambda row: str(row.slot)):
+            yield from _late_in(feed, slot, list(rows))
 
 
-def _late_in(feed: _Feed, slot: str) -> Iterator[tuple[uuid.UUID, Finding]]:
-    first = (
-        select(_f.constituency_id, func.min(_f.mtime).label("written_at"))
-        .where(_f.status.in_(DELIVERED), _f.mtime.is_not(None))
-        .where(_IS_HOURLY, _f.slot == slot)
-        .group_by(_f.constituency_id)
-    )
-    rows = feed.session.execute(first).all()
+def _late_in(feed: _Feed, slot: str, rows: Sequence[AnyRow]) -> Iterator[tuple[uuid.UUID, Finding]]:
     usual = median_low(row.written_at for row in rows)
     for row in rows:
         late = Late(slot, row.written_at, usual, len(rows))
