@@ -268,6 +268,7 @@ def undisturbed(packed: Simulated, databases: Databases) -> tuple[Snapshot, floa
         started = time.process_time()
         ingest_all(sessions, packed.files, batch_rows=40)
         seconds = time.process_time() - started
+        judge(sessions)
         assert [] == untrue(sessions, packed.truth)
         return snapshot(sessions), seconds
 

@@ -179,6 +179,7 @@ def test_two_workers_make_of_an_election_what_one_does(
     with databases.fresh("sqlite") as alone, open_sessions(alone) as sessions:
         ingest_all(sessions, election.files, batch_rows=20)
         judge(sessions)
+        assert [] == untrue(sessions, election.truth)
         expected = snapshot(sessions)
     daemon = start(wait=True, **TEAM)
     for name in ("drop", "drop-2"):
@@ -366,6 +367,7 @@ def test_kill_9_of_daemons_and_workers_at_any_moment_changes_nothing(
     with databases.fresh("sqlite") as alone, open_sessions(alone) as sessions:
         ingest_all(sessions, election.files, batch_rows=20)
         judge(sessions)
+        assert [] == untrue(sessions, election.truth)
         expected = snapshot(sessions)
     rng = random.Random(8)
     for name in ("drop", "drop-2"):
