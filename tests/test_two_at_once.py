@@ -413,3 +413,51 @@ def test_a_batch_that_is_committed_after_its_killed_worker_was_replaced_is_read_
     (job,) = heir.take(found)
     assert (len(rows), 0) == (job.rows_stored, job.rows_known)
     assert [] == unsound(sessions)
+
+
+@pytest.mark.parametrize("files", [1, 2], ids=["one by one", "looked ahead"])
+def test_two_processes_that_record_publications_of_an_hour_number_them_one_after_the_other(
+    databases: Databases, tmp_path: Path, clock: Clock, voting: Voting, files: int
+) -> None:
+    """Else none of them would be the newest: the second waits for the commit of the first."""
+    with databases.fresh("postgresql") as url, open_sessions(url) as sessions:
+        one, other = (second(sessions, tmp_path / name, clock) for name in ("one", "other"))
+        found: dict[str, list[Found]] = {}
+        for name in ("one", "other"):
+            inbox = tmp_path / name / "inbox"
+            inbox.mkdir(parents=True)
+            for hour in range(8, 8 + files):
+                content = csv_of(voting.ballots(hour, 2 if name == "one" else 3))
+                (inbox / voting.name(hour)).write_bytes(content)
+            names = sorted(path.name for path in inbox.iterdir())
+            found[name] = [Found(inbox, Path(each), "settled") for each in names]
+        # The constituency is known already: nobody waits for another who makes it.
+        (tmp_path / "one" / "inbox" / voting.name(20)).write_bytes(b"")
+        record(one, [Found(tmp_path / "one" / "inbox", Path(voting.name(20)), "settled")])
+        of_other = threading.Thread(target=record, args=(other, found["other"]))
+
+        def go(step: Step) -> None:
+            if step is Step.NOTED:  # written down, not committed
+                of_other.start()
+                of_other.join(0.5)
+                assert of_other.is_alive()
+
+        one.on_step = go
+        record(one, found["one"])
+        of_other.join(60)
+        with sessions() as session:
+            told = session.execute(select(FileProcessing.slot, FileProcessing.publication)).all()
+        assert 2 * files + 1 == len({tuple(each) for each in told})
+
+
+def record(ingest: Ingest, files: list[Found]) -> None:
+    """Write down the jobs of some files, and leave it at that."""
+    if len(files) > 1:
+        ingest.look_ahead(files)
+        ingest.forget_ahead()
+        return
+    source = open_source(files[0].path, ingest.terms.read)
+    try:
+        ingest._record(files[0], source)  # noqa: SLF001 - what comes after is not asked for
+    finally:
+        source.close()

@@ -180,6 +180,7 @@ def _record(
         deliveries.append(delivery)
         told = places.setdefault(delivery.contract_id or "", [])
         told += places_of(ahead.found, ahead.csv.member)
+    ledger.hold_numbers(session, places)
     stats.ensure_constituencies(session, places)
     goes_to = [
         label_of(archive.free_name(archive_to / ahead.found.relative)) if archive_to else None

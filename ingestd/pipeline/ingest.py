@@ -271,6 +271,7 @@ class Ingest:
         self.on_step(Step.LOOKED)
         recorded: list[tuple[Csv | None, FileProcessing]] = []
         with one_recorder(), self.sessions.begin() as session:
+            ledger.hold_numbers(session, {delivery.contract_id for _, delivery, _ in deliveries})
             for csv, delivery, places in deliveries:
                 if delivery.contract_id:
                     stats.ensure_constituency(session, delivery.contract_id, places)
@@ -628,6 +629,7 @@ class Ingest:
             if job.status != JobState.SUPERSEDED or job.constituency_id is None:
                 message = f"job {job_id} is {job.status}; only a superseded one can be made current"
                 raise LostClaim(message)
+            ledger.hold_numbers(session, {job.contract_id})
             hold_constituency(session, job.constituency_id)
             ledger.renumber_as_newest(session, job)
             touched = Touched()

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,22 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnDefault, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnDefault,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import Session, make_transient_to_detached
 from sqlalchemy.orm.attributes import instance_dict, set_committed_value
 
-from ingestd.db import AnyRow
+from ingestd.db import AnyRow, is_postgresql
 from ingestd.errors import FileRefused, LostClaim
 from ingestd.job_state import DELIVERED, QUEUED, JobState, may_move
 from ingestd.models import FileProcessing, Reject, table_of
@@ -137,6 +149,25 @@ def known_stamps(session: Session, root: str, paths: Sequence[str]) -> set[tuple
 
 _JOB = select(FileProcessing).where(FileProcessing.id == bindparam("id"))
 _AS_IT_IS = {"populate_existing": True}
+
+
+# Next to the locks of constituencies and bytes, which are single numbers of 64 bits.
+_OF_NUMBERS, _MOST_NUMBER_LOCKS = 1, 64
+_HOLD_NUMBERS = text(
+    "SELECT pg_advisory_xact_lock(:space, key) FROM unnest(CAST(:keys AS int[])) AS key"
+)
+
+
+def hold_numbers(session: Session, contract_ids: Iterable[str | None]) -> None:
+    """Let nobody else number publications of these contracts before this commit.
+
+    To be called before anything is written. The locks are few, shared by many contracts, and
+    always taken in one order.
+    """
+    if not is_postgresql(session):  # which has one writer
+        return
+    keys = {zlib.crc32(each.encode()) % _MOST_NUMBER_LOCKS for each in contract_ids if each}
+    session.execute(_HOLD_NUMBERS, {"space": _OF_NUMBERS, "keys": sorted(keys)})
 
 
 def record(session: Session, delivery: Delivery, now: datetime) -> FileProcessing | None:
