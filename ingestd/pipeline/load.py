@@ -88,7 +88,9 @@ def load_batch(
     keys = {record.key for record in records}
     sighted = _sighted(session, keys)
     is_plain = len(keys) == len(records) and not sighted and all(each.shown for each in records)
-    if is_plain and expects_new and len(records) >= _SHORTEST_GAMBLE:
+    # SQLite copies every page that is changed behind a savepoint into a file of its own.
+    may_gamble = expects_new and is_postgresql(session) and len(records) >= _SHORTEST_GAMBLE
+    if is_plain and may_gamble:
         batch = _Batch(file, fresh=list(records))
         if _all_stored(session, batch):
             return batch.loaded
