@@ -47,6 +47,8 @@ _MOST_BYTES_MEANWHILE = 8 << 20
 _MOST_DEATHS = 3
 _LOOK_SECONDS = 0.25
 _SILENT_SECONDS = 60
+# Nothing waits behind a file that takes longer.
+_LONG_SECONDS = 1.0
 # Beyond the time that a stop has.
 _GRACE_SECONDS = 5
 
@@ -238,9 +240,7 @@ class Workers:
     def _hand_out(self) -> None:
         self._fill_up()
         self._look_back()
-        idle = [
-            each for each in self._team if each.is_ready and len(each.held) <= _FILES_AT_HAND // 2
-        ]
+        idle = [each for each in self._team if self._may_be_given(each)]
         gifts: dict[int, list[Given]] = {each.number: [] for each in idle}
         try:
             # In turn, lest the first be given something of all constituencies, and keep them.
@@ -248,10 +248,21 @@ class Workers:
                 for worker in sorted(idle, key=lambda each: each.bytes_held):
                     if given := self._pick(worker):
                         gifts[worker.number].append(given)
-                    else:
+                    if given is None or not self._may_be_given(worker):
                         idle.remove(worker)
         finally:  # what was picked must reach them, whatever the next file is like
             self._give(gifts)
+
+    def _may_be_given(self, worker: _Worker) -> bool:
+        """Say whether a file may go to a worker, perhaps behind others.
+
+        Not behind one that takes long, or while somebody else is about to be free.
+        """
+        if not worker.is_ready or not worker.held:
+            return worker.is_ready
+        goes_on = time.monotonic() - worker.heard_at < _LONG_SECONDS
+        is_near = len(worker.held) <= _FILES_AT_HAND // 2
+        return goes_on and is_near and all(each.is_ready for each in self._team)
 
     def _give(self, gifts: Mapping[int, list[Given]]) -> None:
         for worker in self._team:
