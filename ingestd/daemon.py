@@ -296,7 +296,7 @@ def once(
                 ingest.note_missing(root)
             run_once = _Once(settings, ingest, stop, summary, on_progress)
             run_once.take(files)
-            run_once.evaluate(has_taken=bool(files))
+            run_once.evaluate()
         finally:
             engine.dispose()
         summary.stopped_by = stop.signal if summary.waiting else None
@@ -329,13 +329,13 @@ class _Once:
         self._shares: dict[str, int] = {}
         self._number = self._total = self._files = self._done = 0
 
-    def evaluate(self, *, has_taken: bool) -> None:
+    def evaluate(self) -> None:
         """Evaluate before the end; what is not evaluated now is due at the next run."""
         if self._stop.is_set() or self._patience.is_over:
             return
         try:
-            if has_taken:
-                _evaluate_feed(self._ingest, is_thorough=True)
+            # Also where no file lay: a killed run may have taken the last of them.
+            _evaluate_feed(self._ingest, is_thorough=True)
             Evaluating(self._settings, self._ingest).attend()
         except StorageFault as fault:
             log.warning("evaluation_put_off", error=str(fault), until="the next run")
