@@ -16,7 +16,7 @@ from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.replay import Answer, MendedRow, replay
 
 from .conftest import Did, DropFile, Voting, rolled_back, tx_of
-from .oracle import differences, snapshot, unsound
+from .oracle import Snapshot, differences, snapshot, unsound
 
 Sessions = sessionmaker[Session]
 
@@ -99,8 +99,18 @@ def test_mended_rows_give_the_tables_that_a_sound_file_would_have_given(
         for table in ("alert", "file_processing", "constituency"):
             session.connection().exec_driver_sql(f'DELETE FROM "{table}"')
     ingest.take(drop_file(voting.name(8), rows))
-    assert [] == differences(snapshot(sessions), repaired)
+    assert [] == differences(of_any_bytes(snapshot(sessions)), of_any_bytes(repaired))
     did("4 of 22 rows mended and replayed")
+
+
+def of_any_bytes(tables: Snapshot) -> Snapshot:
+    """Without the hashes by which findings cite a file: the broken one and the sound one differ."""
+    cited = 0
+    for alert in tables["alert"].values():
+        for file in alert["details"].get("files", ()):
+            cited += len(file.pop("sha256"))
+    assert cited, "no finding cites a file"
+    return tables
 
 
 def test_replaying_twice_changes_nothing(

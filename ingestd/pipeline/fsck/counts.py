@@ -26,7 +26,7 @@ def check_counts(
     """Compare everything that is derived from the transactions of one constituency."""
     _, revotes = stats.revotes_around(session, constituency.id, set(counted.hours))
     hours = _recounted_hours(counted, revotes)
-    sums = {name: sum(hour[name] for hour in hours.values()) for name in COUNTS}
+    sums = {name: sum(hour[name] for hour in hours.values()) for name in (*COUNTS, "revotes")}
     facts = stats.protocol_facts(
         session, constituency.id, has_ballots=sums["bulletins_issued"] + sums["votes_cast"] > 0
     )
