@@ -184,13 +184,18 @@ def test_what_was_committed_before_a_kill_is_not_read_in_again(
 def test_the_rest_after_a_kill_takes_little_more_than_its_share(
     databases: Databases, tmp_path: Path, packing: Packing, kind: str, did: Did
 ) -> None:
-    """Its share is the time that an undisturbed run took from the same batch to its end."""
+    """Its share is the time that an undisturbed run took from the same batch to its end.
+
+    Into a ZIP there is no way but through its beginning: it may take once more what the
+    undisturbed run took to inflate it, before its first batch.
+    """
     election = whole_voting(tmp_path, packing, 70_000)
     (record,) = election.truth["files"]
     drop(election, tmp_path / "whole")
     with databases.fresh(kind) as url:
         whole = run_victim(tmp_path / "whole", url)
-    ratios = {}
+    inflating = whole.stored[0] - whole.began if packing == "zip" else 0.0
+    ratios, late = {}, []
     for percent in (10, 50, 90):
         folder = tmp_path / str(percent)
         drop(election, folder)
@@ -200,11 +205,13 @@ def test_the_rest_after_a_kill_takes_little_more_than_its_share(
             rest = run_victim(folder, url)
             check(url, election)
         share = whole.ended - whole.stored[done - 1]
-        ratios[percent] = (rest.ended - rest.began) / share
+        took = rest.ended - rest.began
+        ratios[percent] = took / share
+        late += [percent] if took >= 1.3 * share + inflating else []
     shutil.rmtree(tmp_path)
     told = ", ".join(f"{ratio:.2f} of its share from {at} %" for at, ratio in ratios.items())
     did(f"{record['bytes'] // MIB} MiB as {packing}, {kind}: {told}", kills=3)
-    assert max(ratios.values()) < 1.3
+    assert [] == late
 
 
 @pytest.mark.promise(21)
