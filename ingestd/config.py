@@ -243,6 +243,13 @@ class Ingest(BaseModel):
         description="The processes are started when so many megabytes wait, or eight small files "
         "for each; below, the daemon has taken them itself before others are ready.",
     )
+    reader_from_mb: int = Field(
+        default=16,
+        ge=0,
+        description="A file (of a ZIP: a CSV in it) with so many megabytes left to read is read "
+        "and validated by a process of its own, while the batch before goes into the database. "
+        "0 means never. Workers read by themselves.",
+    )
     lease_seconds: FiniteFloat = Field(
         default=60,
         gt=0,

@@ -27,6 +27,7 @@ from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
 from ingestd.log import chosen
 from ingestd.pipeline import archive, ledger, obstacles, stats, trial
+from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
 from ingestd.pipeline.feed import evaluate_feed
@@ -150,7 +151,16 @@ def make_ingest(
         owner=ledger.owner_name(),
         should_stop=should_stop,
         on_step=on_step,
+        reader=make_reader(settings),
     )
+
+
+def make_reader(settings: Settings) -> Reader | None:
+    """A reader for the daemon itself, where there is a core for it."""
+    from_mb = settings.ingest.reader_from_mb
+    if not from_mb or len(os.sched_getaffinity(0)) == 1:
+        return None
+    return Reader(from_mb * 1024 * 1024)
 
 
 def make_workers(settings: Settings, ingest: Ingest) -> Workers:
@@ -295,7 +305,10 @@ def once(
             for root in folders | {found.root for found in files}:
                 ingest.note_missing(root)
             run_once = _Once(settings, ingest, stop, summary, on_progress)
-            run_once.take(files)
+            try:
+                run_once.take(files)
+            finally:
+                ingest.close()
             run_once.evaluate()
         finally:
             engine.dispose()
@@ -690,6 +703,7 @@ class Daemon:
                 with database_at_work():
                     self.leftovers.tidy(self.ingest.sessions, marker, self.manifests)
         self._attend_to_feed(time.monotonic(), is_new=taken)
+        self.ingest.rest()
         return taken
 
     def _take_until(self, end: float) -> bool:
@@ -1041,6 +1055,7 @@ def _loop(
             _wait(watcher, should_stop, _next_look(settings, daemon))
     finally:
         daemon.workers.close(lambda: stop.is_overdue(settings.ingest.stop_seconds))
+        ingest.close()
         watcher.stop()
         log.info("stopped", owner=ingest.owner, waiting=daemon.settling.waiting)
     return True

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,6 +40,8 @@ from ingestd.models import FileProcessing
 from ingestd.models import Reject as StoredReject
 from ingestd.pipeline import alerts, archive, ledger, stats
 from ingestd.pipeline.ahead import Ahead, look_ahead
+from ingestd.pipeline.batches import Batch, Reading, read_batches
+from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.evidence import Measured, contradiction
 from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.leave import Leaving
@@ -49,7 +51,6 @@ from ingestd.pipeline.look import look_inside, whole
 from ingestd.pipeline.read import (
     Csv,
     ReadLimits,
-    RowReader,
     Source,
     open_source,
 )
@@ -58,10 +59,8 @@ from ingestd.pipeline.step import Step
 from ingestd.pipeline.touched import Touched
 from ingestd.pipeline.validate import (
     Blank,
-    Outcome,
     Record,
     Reject,
-    Validator,
     storable,
     storable_text,
 )
@@ -121,6 +120,8 @@ class Ingest:
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
     on_step: Callable[[Step], None] = lambda _step: None
+    # Reads large files beside us; without one all are read here.
+    reader: Reader | None = None
     # Files (path, stamp) that broke before they had a job: how often, and when to try again.
     unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
     _ahead: dict[Path, Ahead] = field(default_factory=dict)
@@ -159,6 +160,16 @@ class Ingest:
         while self._ahead:
             self._ahead.popitem()[1].source.close()
 
+    def rest(self) -> None:
+        """Let go of what waits for the next file, if it has waited for long."""
+        if self.reader is not None:
+            self.reader.rest()
+
+    def close(self) -> None:
+        """Let go of it for good."""
+        if self.reader is not None:
+            self.reader.close()
+
     def take(self, found: Found) -> list[FileProcessing]:
         """Take one file all the way; returns its jobs as they now stand.
 
@@ -181,6 +192,8 @@ class Ingest:
 
     def _take(self, found: Found) -> list[FileProcessing]:
         source, recorded = self._open(found)
+        if self.reader is not None:
+            self.reader.start(source)
         try:
             members = recorded or self._record_at_last(found, source)
             jobs = []
@@ -382,45 +395,31 @@ class Ingest:
         started = self.clock()
         self._refuse_nameless(job)
         file = FileRef.of(job)
-        validator = Validator(
-            job.contract_id or "",
-            max_entries=self.terms.max_entries,
-            max_json_depth=self.terms.max_json_depth,
-            max_field_bytes=self.terms.max_field_bytes,
-            raw_text_bytes=self.terms.raw_text_bytes,
-        )
         if self.terms.is_archiving and not csv.steps:
             wanted = self.terms.archive / source.path.relative_to(job.root)
             attempt.goes_to = label_of(archive.free_name(wanted))
-        with source.open(csv) as stream:
-            self.on_step(Step.OPENED)
-            rows = RowReader(
-                stream,
-                max_line_bytes=self.terms.read.max_line_bytes,
-                from_byte=job.checkpoint_byte,
-                from_line=job.checkpoint_line,
-            )
-            outcomes = map(validator.check, rows)
-            for batch, is_last in batched(outcomes, self.terms.batch_rows, self.terms.batch_bytes):
-                if self.should_stop() and not is_last:
+        with closing(self._batches(source, csv, job)) as batches:
+            for batch in batches:
+                if self.should_stop() and not batch.is_last:
                     raise StopRequested
                 self.on_step(Step.READ)
                 with self.sessions.begin() as session:
+                    is_last = batch.is_last
                     hold_constituency(session, file.constituency_id, job if is_last else None)
                     stored = ledger.hold(session, job)
-                    self._store(session, stored, file, batch, attempt, is_last=is_last)
+                    self._store(session, stored, file, batch, attempt)
                     if not is_last:
                         _refuse_misnamed(stored, ledger.twins_of(session, stored))
                     if is_last:
-                        self._refuse_changed(source, rows, job)
+                        self._refuse_changed(source, batch, job)
                     self._refuse_hopeless(attempt.books, job)
                     if is_last:
                         self._refuse_too_many_rejects(attempt.books)
                         seconds = (self.clock() - started).total_seconds()
-                        self._finish(session, stored, attempt, rows.encoding, seconds)
+                        self._finish(session, stored, attempt, batch.encoding, seconds)
                 job = stored
                 self.on_step(Step.STORED)
-                self.on_progress(job.path, rows.bytes_read, job.size)
+                self.on_progress(job.path, batch.bytes_read, job.size)
         log.info(
             "file_ingested",
             path=job.path,
@@ -429,6 +428,31 @@ class Ingest:
             seconds=round((self.clock() - started).total_seconds(), 3),
         )
         return job
+
+    def _batches(self, source: Source, csv: Csv, job: FileProcessing) -> Generator[Batch]:
+        """Read what is left of a CSV; in a process beside us where it is large."""
+        reading = Reading(
+            path=source.path,
+            stamp=source.stamp,
+            csv=csv,
+            contract_id=job.contract_id or "",
+            from_byte=job.checkpoint_byte,
+            from_line=job.checkpoint_line,
+            limits=self.terms.read,
+            batch_rows=self.terms.batch_rows,
+            batch_bytes=self.terms.batch_bytes,
+            max_entries=self.terms.max_entries,
+            max_json_depth=self.terms.max_json_depth,
+            max_field_bytes=self.terms.max_field_bytes,
+            raw_text_bytes=self.terms.raw_text_bytes,
+        )
+
+        def on_open() -> None:
+            self.on_step(Step.OPENED)
+
+        if self.reader is None or job.size - job.checkpoint_byte < self.reader.from_bytes:
+            return read_batches(source, reading, on_open)
+        return self.reader.batches(source, reading, on_open=on_open, should_stop=self.should_stop)
 
     @staticmethod
     def _refuse_nameless(job: FileProcessing) -> None:
@@ -444,18 +468,17 @@ class Ingest:
         session: Session,
         job: FileProcessing,
         file: FileRef,
-        batch: list[Outcome],
+        batch: Batch,
         attempt: Attempt,
-        *,
-        is_last: bool,
     ) -> None:
         """Put one batch, its rejects and the checkpoint behind it into the session's commit."""
         now = self.clock()
         lease = timedelta(seconds=self.terms.lease_seconds)
         ledger.claim(session, job, owner=self.owner, books=attempt.books, now=now, lease=lease)
         self.on_step(Step.CLAIMED)
-        records = [outcome for outcome in batch if isinstance(outcome, Record)]
-        rejects = [outcome for outcome in batch if isinstance(outcome, Reject)]
+        outcomes = batch.outcomes
+        records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
+        rejects = [outcome for outcome in outcomes if isinstance(outcome, Reject)]
         # Most files hold nothing that is known, and what holds some goes on to hold more.
         expects_new = not (attempt.books.known or attempt.books.rollbacks)
         loaded = load_batch(session, file, records, expects_new=expects_new)
@@ -465,17 +488,17 @@ class Ingest:
         self.on_step(Step.REJECTED)
         attempt.first_rejects += rejects[: _REASONS_TOLD - len(attempt.first_rejects)]
         books = attempt.books
-        books.read += len(batch)
+        books.read += len(outcomes)
         books.stored += loaded.stored
         books.known += loaded.known
         books.rollbacks += loaded.rollbacks
         books.rejected += len(rejects)
-        books.blank += sum(isinstance(outcome, Blank) for outcome in batch)
+        books.blank += sum(isinstance(outcome, Blank) for outcome in outcomes)
         attempt.touched.update(loaded.touched)
         self._refuse_too_many_hours(attempt.touched)
         checkpoint = (job.checkpoint_byte, job.checkpoint_line)
-        if batch:
-            checkpoint = (batch[-1].end, batch[-1].line)
+        if outcomes:
+            checkpoint = (outcomes[-1].end, outcomes[-1].line)
         ledger.advance(
             job,
             books=books,
@@ -483,13 +506,13 @@ class Ingest:
             touched=attempt.touched.as_json(),
             lease_until=now + lease,
         )
-        if not is_last:
+        if not batch.is_last:
             ledger.save(session, job)
         self.on_step(Step.ADVANCED)
 
     @staticmethod
-    def _refuse_changed(source: Source, rows: RowReader, job: FileProcessing) -> None:
-        if rows.sha256 != job.sha256 or not source.is_unchanged():
+    def _refuse_changed(source: Source, batch: Batch, job: FileProcessing) -> None:
+        if batch.sha256 != job.sha256 or not source.is_unchanged():
             message = f"{job.path} changed while it was read"
             raise FileChanged(message)
 
@@ -869,22 +892,6 @@ def _collision(record: Record) -> Reject:
 def _is_unopened(source: Source, job: FileProcessing) -> bool:
     """Say whether a queued job is about a ZIP itself; every CSV in one has a member's name."""
     return source.is_zip and job.member is None and job.status in QUEUED
-
-
-def batched(
-    outcomes: Iterable[Outcome], most_rows: int, most_bytes: int
-) -> Iterator[tuple[list[Outcome], bool]]:
-    """Cut outcomes into batches; the last one says so (an empty file has one empty batch)."""
-    batch: list[Outcome] = []
-    start: int | None = None
-    for outcome in outcomes:
-        if batch and (len(batch) >= most_rows or outcome.end - (start or 0) > most_bytes):
-            yield batch, False
-            batch = []
-            start = None
-        batch.append(outcome)
-        start = outcome.end if start is None else start
-    yield batch, True
 
 
 @contextmanager

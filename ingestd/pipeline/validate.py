@@ -31,7 +31,6 @@ from pydantic import Json as PydanticJson
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from ingestd.db import RawJson
 from ingestd.pipeline.base58 import decodes_to
 from ingestd.pipeline.read import Row
 
@@ -308,6 +307,9 @@ class Record(NamedTuple):
         """The columns of `transaction` that the row itself tells; none of a rollback."""
         if self.shown is None:
             return {}
+        # The reader, which starts in the middle of a file, does without the database.
+        from ingestd.db import RawJson  # noqa: PLC0415
+
         values = self.shown._asdict()
         values["timestamp"] = moment_of(values.pop("milliseconds"))
         for name in ("extra", "raw_data", "operation_data"):

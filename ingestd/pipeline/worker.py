@@ -7,8 +7,6 @@ ends with its daemon, however that ends, and leaves signals to it.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import pickle
 import signal
 import time
@@ -27,6 +25,7 @@ from ingestd import log
 from ingestd.db import Patience, make_engine, make_sessions
 from ingestd.errors import NotSent, StorageFault
 from ingestd.models import FileProcessing
+from ingestd.pipeline import child
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import Books
@@ -37,7 +36,6 @@ Broken = dict[tuple[str, str], tuple[int, datetime]]
 
 _PROGRESS_SECONDS = 0.2
 _ALIVE_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,24 +124,10 @@ def utc_now() -> datetime:
 # The process --------------------------------------------------------------------------------
 
 
-def live(descriptor: int, parent: int) -> None:
-    """Be a worker, on a pipe that the process `parent` has the other end of."""
-    # A terminal, or a service manager, tells all processes; our daemon tells us what it means.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    _end_with(parent)
-    with Connection(descriptor) as pipe:
-        try:
-            _work(pipe, pipe.recv())
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return  # the daemon has ended
-
-
-def _end_with(parent: int) -> None:
-    """Let the kernel end us when our daemon ends: in a long statement no pipe is looked at."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was quicker
-        os.kill(os.getpid(), signal.SIGKILL)
+def live(descriptor: str, parent: str) -> None:
+    """Be a worker."""
+    with child.pipe_to(descriptor, parent) as pipe:
+        _work(pipe, pipe.recv())
 
 
 def _work(pipe: Connection, post: Post) -> None:

@@ -7,10 +7,7 @@ is large. What must keep its order (`lanes`) is never with two of them.
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +20,7 @@ from typing import NamedTuple
 import structlog
 
 from ingestd.errors import FileVanished, StorageFault, WorkerDied
-from ingestd.pipeline import ledger
+from ingestd.pipeline import child, ledger
 from ingestd.pipeline.ahead import FILES_AHEAD
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest
@@ -34,7 +31,6 @@ from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
 
-_BEGIN = "import sys; from ingestd.pipeline import worker; worker.live(*map(int, sys.argv[1:]))"
 # What is at hand of a worker while it takes another: enough for the daemon's longest look.
 _FILES_AT_HAND = 32
 _BYTES_AT_HAND = 2 << 20
@@ -457,17 +453,7 @@ def _fits(worker: _Worker, offer: Offer) -> bool:
 
 
 def _hire(post: Post) -> _Worker:
-    """Start a worker: a new process, since a copy of ours would share its threads' locks."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(  # noqa: S603 - this very program
-            [sys.executable, "-P", "-c", _BEGIN, str(theirs.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
-        )
-    pipe = Connection(ours.detach())
+    process, pipe = child.bear("worker")
     with suppress(OSError):
         pipe.send(post)
     return _Worker(post.number, process, pipe)

@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 from ingestd.db import AnyRow
 from ingestd.errors import FileRefused, FileVanished
 from ingestd.models import FileProcessing, Reject
+from ingestd.pipeline.batches import batched
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.jobs import name_of
-from ingestd.pipeline.ingest import Terms, batched
+from ingestd.pipeline.ingest import Terms
 from ingestd.pipeline.ledger import Books, paths_of
 from ingestd.pipeline.read import Csv, ReadLimits, Row, RowReader, Source, open_source, sha256_of
 from ingestd.pipeline.replay import row_of, validator_of

@@ -22,6 +22,7 @@ from ingestd.models import Constituency, FileProcessing
 from ingestd.pipeline import alerts, ledger, stats
 from ingestd.pipeline.amend import Amendment, Note, amending, let_newest_count
 from ingestd.pipeline.archive import write_reason
+from ingestd.pipeline.batches import batched
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.jobs import name_of
 from ingestd.pipeline.fsck.lines import (
@@ -30,7 +31,7 @@ from ingestd.pipeline.fsck.lines import (
     place_of,
     replayed_texts,
 )
-from ingestd.pipeline.ingest import Ingest, batched, hold_constituency
+from ingestd.pipeline.ingest import Ingest, hold_constituency
 from ingestd.pipeline.ledger import Books
 from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.read import sha256_of
