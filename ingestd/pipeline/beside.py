@@ -28,7 +28,6 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS = 0.25
 _SLOTS = 2
-_IDLE_SECONDS = 60
 _MOST_DEATHS = 3
 
 
@@ -49,6 +48,7 @@ class Reader:
     """Has files from `from_bytes` on read beside us, by one process that is kept for the next."""
 
     from_bytes: int
+    idle_seconds: float = 60
     _child: _Child | None = None
     _deaths: int = 0
     _used_at: float = 0.0
@@ -68,7 +68,7 @@ class Reader:
             StopRequested: while a batch was waited for.
         """
         while True:
-            is_beside = self._is_ready()
+            is_beside = self.is_ready()
             batches = (
                 self._read_beside(reading, on_open, should_stop)
                 if is_beside
@@ -81,7 +81,7 @@ class Reader:
                         if batch.is_last:
                             return
                         reading, on_open = reading.behind(batch), _nothing
-                        if not is_beside and self._is_ready():
+                        if not is_beside and self.is_ready():
                             break
                 except _Died:
                     # What it had not handed over is read again, by us or by the next one.
@@ -136,7 +136,7 @@ class Reader:
 
     # ── beginning and end ─────────────────────────────────────────────────
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether there is a reader that has begun; one that is not there is started."""
         if self._child is None and self._deaths < _MOST_DEATHS:
             self._child = _born()
@@ -163,11 +163,11 @@ class Reader:
     def start(self, source: Source) -> None:
         """Start it for a file that will take long enough, while that is being hashed."""
         if source.size >= self.from_bytes:
-            self._is_ready()
+            self.is_ready()
 
     def rest(self) -> None:
-        """Let a reader go that had nothing to do for a minute."""
-        if self._child is not None and time.monotonic() - self._used_at > _IDLE_SECONDS:
+        """Let a reader go that had nothing to do for long."""
+        if self._child is not None and time.monotonic() - self._used_at > self.idle_seconds:
             self.close()
 
     def close(self) -> int | None:

@@ -1,0 +1,322 @@
+"""Large files are read by a process beside the daemon: the same comes out, whoever is killed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from os import getpid, kill
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.errors import FileChanged, FileRefused, FileVanished, StopRequested
+from ingestd.models import Reject, Transaction
+from ingestd.pipeline.batches import Batch, Reading, read_batches
+from ingestd.pipeline.beside import Reader
+from ingestd.pipeline.ingest import Ingest
+from ingestd.pipeline.read import open_source
+
+from .conftest import (
+    DATABASES,
+    Clock,
+    Databases,
+    Did,
+    DropFile,
+    Voting,
+    csv_of,
+    rolled_back,
+    terms_in,
+)
+from .oracle import differences, snapshot, unsound
+from .running import Running, Start, is_empty, jobs_on, open_sessions, soon, states_on
+from .test_workers import drop, is_alive
+
+ROWS = 2_400  # more than a megabyte
+BATCH_ROWS = 100
+FROZEN_WITH_A_READER = {
+    "INGEST__READER_FROM_MB": "1",
+    "INGEST__BATCH_ROWS": str(BATCH_ROWS),
+    "TEST__FREEZE_AT": "recorded:1 stored:4",
+}
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    """A reader that has begun."""
+    reader = Reader(0)
+    soon(reader.is_ready)
+    yield reader
+    reader.close()
+
+
+def readers_of(parent: int) -> list[int]:
+    """The readers that a process has."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [
+        each for each in children if b"reader.live" in Path(f"/proc/{each}/cmdline").read_bytes()
+    ]
+
+
+def waits_for_words(process: int) -> bool:
+    """Whether a reader has imported all and hears its pipe."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    ignored = int(status["SigIgn"], 16) & 1 << (signal.SIGTERM - 1)
+    return bool(ignored) and status["State"].startswith("S")
+
+
+def reading_of(path: Path, contract: str) -> Reading:
+    """What is read of a file in a test: batches of ten rows."""
+    terms = terms_in(path.parent)
+    source = open_source(path, terms.read)
+    (csv,) = source.csvs()
+    return Reading(
+        path=path,
+        stamp=source.stamp,
+        csv=csv,
+        contract_id=contract,
+        from_byte=0,
+        from_line=0,
+        limits=replace(terms.read, max_line_bytes=5_000),
+        batch_rows=10,
+        batch_bytes=terms.batch_bytes,
+        max_entries=terms.max_entries,
+        max_json_depth=terms.max_json_depth,
+        max_field_bytes=terms.max_field_bytes,
+        raw_text_bytes=terms.raw_text_bytes,
+    )
+
+
+def read_beside(reader: Reader, reading: Reading) -> list[Batch]:
+    """All batches of a file."""
+    source = open_source(reading.path, reading.limits)
+    batches = reader.batches(source, reading, on_open=lambda: None, should_stop=lambda: False)
+    return list(batches)
+
+
+def of_all_kinds(voting: Voting) -> bytes:
+    """A file with good and bad rows, rollbacks, blanks, marks of its encoding and no last end."""
+    rows = voting.ballots(8, 20)
+    odd = [rolled_back(rows[3]), "", rows[5], "a;b", "x" * 6_000, voting.create(1), "\udcff\x00"]
+    text = "\r\n".join([*rows, *odd, *voting.ballots(9, 20)])
+    return b"\xef\xbb\xbf" + text.encode("utf-8", "surrogateescape")
+
+
+def test_what_comes_from_the_reader_is_what_would_be_read_here(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """Records, rejects, blanks; from the start and from a checkpoint; file after file."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(of_all_kinds(voting))
+    start = reading_of(path, voting.contract)
+    here = list(read_batches(open_source(path, start.limits), start))
+    rest = start.behind(here[2])
+    assert here == read_beside(reader, start)
+    assert here[3:] == read_beside(reader, rest)
+    assert {"Record", "Reject", "Blank"} == {
+        type(outcome).__name__ for batch in here for outcome in batch.outcomes
+    }
+    path.write_bytes(b"")
+    empty = reading_of(path, voting.contract)
+    assert list(read_batches(open_source(path, empty.limits), empty)) == read_beside(reader, empty)
+
+
+def test_what_goes_wrong_in_the_reader_is_raised_here(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """A refusal comes with its fields, and the same reader takes the next file."""
+    path = tmp_path / "a.csv"
+    path.write_bytes("\ufeffa;b\n".encode("utf-16-le"))
+    wide = reading_of(path, voting.contract)
+    with pytest.raises(FileRefused, match="UTF-16") as refused:
+        read_beside(reader, wide)
+    assert ("encoding", 1) == (refused.value.kind, refused.value.line)
+    path.write_bytes(csv_of(voting.ballots(8, 1)))
+    with pytest.raises(FileChanged):
+        read_beside(reader, wide)
+    good = reading_of(path, voting.contract)
+    assert [2] == [len(batch.outcomes) for batch in read_beside(reader, good)]
+    source = open_source(path, good.limits)
+    path.unlink()
+    gone = reader.batches(source, good, on_open=lambda: None, should_stop=lambda: False)
+    with pytest.raises(FileVanished):
+        next(gone)
+    assert 1 == len(readers_of(getpid()))
+
+
+def test_a_reader_ends_with_a_file_that_is_left_and_when_it_is_idle(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """Nobody wants what it would go on with; the next file starts another."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(csv_of(voting.ballots(8, 100)))
+    reading = reading_of(path, voting.contract)
+    source = open_source(path, reading.limits)
+    batches = reader.batches(source, reading, on_open=lambda: None, should_stop=lambda: False)
+    next(batches)
+    batches.close()
+    assert [] == readers_of(getpid())
+    soon(reader.is_ready)
+    reader.rest()
+    assert 1 == len(readers_of(getpid()))
+    reader.idle_seconds = 0
+    reader.rest()
+    assert [] == readers_of(getpid())
+
+
+def test_who_waits_for_a_batch_heeds_a_stop(reader: Reader, voting: Voting, tmp_path: Path) -> None:
+    """A reader that hangs, as on a file system that is away, keeps nobody."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(csv_of(voting.ballots(8, 5)))
+    reading = reading_of(path, voting.contract)
+    source = open_source(path, reading.limits)
+    (process,) = readers_of(getpid())
+    kill(process, signal.SIGSTOP)
+    batches = reader.batches(source, reading, on_open=lambda: None, should_stop=lambda: True)
+    with pytest.raises(StopRequested):
+        next(batches)
+    assert not is_alive(process)
+
+
+@pytest.mark.promise(1)
+def test_a_reader_that_dies_again_and_again_is_done_without(
+    reader: Reader, voting: Voting, tmp_path: Path, did: Did
+) -> None:
+    """Each time the rest is read here, or by the next one; after three times always here."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(csv_of(voting.ballots(8, 200)))
+    reading = reading_of(path, voting.contract)
+    source = open_source(path, reading.limits)
+    killed = []
+    read = []
+    for batch in reader.batches(source, reading, on_open=lambda: None, should_stop=lambda: False):
+        read.append(batch)
+        for process in readers_of(getpid()):
+            kill(process, signal.SIGKILL)
+            killed.append(process)
+            soon(lambda process=process: not is_alive(process))  # type: ignore[misc]  # bound now
+    did("the reader killed behind each batch", kills=len(killed))
+    assert list(read_batches(source, reading)) == read
+    assert 3 == len(killed)
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_both_ways_of_reading_give_the_same_tables(
+    databases: Databases, reader: Reader, voting: Voting, drop_file: DropFile, kind: str
+) -> None:
+    """With a reader from the first byte, and without one."""
+    found = drop_file(voting.name(8), of_all_kinds(voting))
+    terms = replace(terms_in(found.root, is_archiving=False), batch_rows=10, max_reject_rows=99)
+    tables = []
+    for who in (None, reader):
+        with databases.fresh(kind) as url, open_sessions(url) as sessions:
+            Ingest(sessions, terms, Clock(), "me:1", reader=who).take(found)
+            tables.append(snapshot(sessions))
+            assert [] == unsound(sessions)
+    assert [] == differences(*tables)
+
+
+def test_a_file_that_is_refused_in_the_middle_leaves_nothing(
+    sessions: sessionmaker[Session],
+    ingest: Ingest,
+    reader: Reader,
+    voting: Voting,
+    drop_file: DropFile,
+) -> None:
+    """Too many rejects come out behind some batches; the next file is read by a new reader."""
+    ingest.reader = reader
+    ingest.terms = replace(ingest.terms, batch_rows=10)
+    bad = ["a;b"] * 300
+    (refused,) = ingest.take(drop_file(voting.name(8), [*voting.ballots(8, 50), *bad]))
+    (taken,) = ingest.take(drop_file(voting.name(9), voting.ballots(9, 50)))
+    assert ("quarantined", "completed") == (refused.status, taken.status)
+    with sessions() as session:
+        assert 100 == session.scalar(select(func.count(Transaction.id)))
+        assert 0 == session.scalar(select(func.count(Reject.id)))
+    assert [] == unsound(sessions)
+
+
+# Real processes -----------------------------------------------------------------------------
+
+
+def frozen_in_a_file(start: Start, voting: Voting) -> tuple[Running, int]:
+    """A daemon that has stored four batches of a large file, and the reader of it."""
+    daemon = start(wait=True, **FROZEN_WITH_A_READER)
+    drop(daemon.inbox, voting.name(8), csv_of(voting.ballots(8, ROWS // 2)))
+    daemon.wait_until_frozen()
+    (process,) = readers_of(daemon.process.pid)
+    soon(lambda: waits_for_words(process))
+    daemon.thaw()
+    daemon.wait_until_frozen()
+    assert [process] == [line["process"] for line in daemon.log("reader_started")]
+    return daemon, process
+
+
+def ends_well(daemon: Running) -> None:
+    """The file is completed, without an attempt, and the tables are sound."""
+    soon(lambda: is_empty(daemon.inbox))
+    (job,) = jobs_on(daemon.url)
+    assert ("completed", ROWS, 0) == (job.status, job.rows_stored, job.attempts)
+    with open_sessions(daemon.url) as sessions:
+        assert [] == unsound(sessions)
+
+
+@pytest.mark.slow
+@pytest.mark.promise(1)
+def test_a_killed_reader_costs_nothing(start_on_each: Start, voting: Voting, did: Did) -> None:
+    """The daemon reads on where it was, in the same file, without an attempt."""
+    daemon, process = frozen_in_a_file(start_on_each, voting)
+    kill(process, signal.SIGKILL)
+    daemon.thaw()
+    did("SIGKILL to the reader in a file", kills=1, rows=ROWS)
+    ends_well(daemon)
+    assert [-signal.SIGKILL] == [line["status"] for line in daemon.log("reader_died")]
+
+
+@pytest.mark.slow
+@pytest.mark.promise(1, 3)
+def test_a_reader_ends_with_its_daemon(start: Start, voting: Voting, did: Did) -> None:
+    """Killed with -9 it leaves no orphan; the next one goes on at the checkpoint."""
+    daemon, process = frozen_in_a_file(start, voting)
+    daemon.kill()
+    soon(lambda: not is_alive(process))
+    did("SIGKILL to a daemon with a reader in a file", kills=1, rows=ROWS)
+    assert ["processing"] == [job.status for job in jobs_on(daemon.url)]
+    ends_well(start(INGEST__READER_FROM_MB="1"))
+
+
+@pytest.mark.slow
+@pytest.mark.promise(29)
+def test_a_stop_in_a_file_ends_the_reader_too(start: Start, voting: Voting, did: Did) -> None:
+    """The job is handed back at its checkpoint."""
+    daemon, process = frozen_in_a_file(start, voting)
+    assert 0 == daemon.stop()
+    did("SIGTERM to a daemon with a reader in a file", rows=ROWS)
+    assert not is_alive(process)
+    (job,) = jobs_on(daemon.url)
+    assert ("pending", 4 * BATCH_ROWS) == (job.status, job.rows_read)
+    ends_well(start(INGEST__READER_FROM_MB="1"))
+
+
+@pytest.mark.slow
+@pytest.mark.promise(9)
+def test_a_file_that_changes_while_the_reader_has_it_is_read_anew(
+    start: Start, voting: Voting, did: Did
+) -> None:
+    """What was stored of the former bytes is taken out."""
+    daemon, _ = frozen_in_a_file(start, voting)
+    (path,) = daemon.inbox.iterdir()
+    rows = voting.ballots(8, 7)
+    path.write_bytes(csv_of(rows))
+    daemon.thaw()
+    soon(lambda: is_empty(daemon.inbox))
+    did("a file written anew while the reader has it", rows=ROWS)
+    assert {("vanished", 0), ("completed", 14)} == {
+        (status, stored) for _, status, stored in states_on(daemon.url)
+    }
+    with open_sessions(daemon.url) as sessions:
+        assert [] == unsound(sessions)
