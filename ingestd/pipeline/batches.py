@@ -77,6 +77,7 @@ def read_batches(
         for batch, is_last in batched(outcomes, reading.batch_rows, reading.batch_bytes):
             sha256 = rows.sha256 if is_last else ""
             yield Batch(batch, is_last, rows.bytes_read, rows.encoding, sha256)
+            del batch  # else two are in memory while the next is read
 
 
 def batched(

@@ -12,6 +12,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import cycle
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -63,13 +64,17 @@ def _read(pipe: Connection, reading: Reading, slots: Sequence[int]) -> None:
     try:
         with closing(open_source(reading.path, reading.limits)) as source:
             _refuse_other(source, reading)
-            batches = read_batches(source, reading, lambda: pipe.send(Opened()))
-            for number, batch in enumerate(batches):
+            free, in_turn = len(slots), cycle(slots)
+            for batch in read_batches(source, reading, lambda: pipe.send(Opened())):
                 packed = _packed(batch)
-                if number >= len(slots):
+                del batch
+                if free:
+                    free -= 1
+                else:
                     pipe.recv()  # they are taken in their order
-                _put(slots[number % len(slots)], packed)
+                _put(next(in_turn), packed)
                 pipe.send(Put(len(packed)))
+                del packed
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:  # noqa: BLE001 - our parent judges it
