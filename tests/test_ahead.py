@@ -76,9 +76,7 @@ def test_an_ordinary_file_costs_one_commit(
     run = [drop_file(name, content) for name, content in hourly().items()]
     before = commits()
     assert {"completed": len(run)} == take_all(ingest, run)
-    zips = sum(found.label.endswith(".zip") for found in run)
-    # A ZIP says where it goes when all of its members are done.
-    assert len(run) + zips + 2 == commits() - before
+    assert len(run) + 2 == commits() - before
     assert [] == unsound(sessions)
 
 

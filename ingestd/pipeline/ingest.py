@@ -105,7 +105,7 @@ class Attempt:
     books: Books
     touched: Touched
     first_rejects: list[Reject] = field(default_factory=list)
-    # Where a bare CSV will be put; a ZIP's way is known when all of its members are done.
+    # Where the file will be put, if it is the only CSV of it; else that is known when all are done.
     goes_to: str | None = None
 
 
@@ -199,7 +199,8 @@ class Ingest:
             jobs = []
             for csv, job in members:
                 self._heed_stop()
-                jobs.append(self._work_off(found, source, csv, job))
+                goes_to = self._place_in_archive(found) if len(members) == 1 else None
+                jobs.append(self._work_off(found, source, csv, job, goes_to))
         finally:
             source.close()
         return self._put_away(found, source, jobs)
@@ -341,15 +342,23 @@ class Ingest:
     # ── ingest ────────────────────────────────────────────────────────────
 
     def _work_off(
-        self, found: Found, source: Source, csv: Csv | None, job: FileProcessing
+        self,
+        found: Found,
+        source: Source,
+        csv: Csv | None,
+        job: FileProcessing,
+        goes_to: str | None,
     ) -> FileProcessing:
-        """Ingest one job if it asks for work; what goes wrong costs what its type says."""
+        """Ingest one job if it asks for work; what goes wrong costs what its type says.
+
+        The only job of a file says when it is completed where that `goes_to`.
+        """
         longest = self._pause_after(job.attempts)
         if not ledger.is_due(job, now=self.clock(), longest=longest):
             return job
         if csv is None:
             raise FileVanished(found.label)
-        attempt = Attempt(Books.of(job), Touched.from_json(job.touched))
+        attempt = Attempt(Books.of(job), Touched.from_json(job.touched), goes_to=goes_to)
         try:
             return self.ingest_file(source, csv, job, attempt)
         except FileRefused as refusal:
@@ -395,9 +404,6 @@ class Ingest:
         started = self.clock()
         self._refuse_nameless(job)
         file = FileRef.of(job)
-        if self.terms.is_archiving and not csv.steps:
-            wanted = self.terms.archive / source.path.relative_to(job.root)
-            attempt.goes_to = label_of(archive.free_name(wanted))
         with closing(self._batches(source, csv, job)) as batches:
             for batch in batches:
                 if self.should_stop() and not batch.is_last:
@@ -760,6 +766,11 @@ class Ingest:
         return number
 
     # ── put away ──────────────────────────────────────────────────────────
+
+    def _place_in_archive(self, found: Found) -> str | None:
+        if not self.terms.is_archiving:
+            return None
+        return label_of(archive.free_name(self.terms.archive / found.relative))
 
     def _put_away(
         self, found: Found, source: Source, jobs: list[FileProcessing]

@@ -85,8 +85,9 @@ class Leaving:
     def _addressed(self, target: Path) -> Iterator[None]:
         """Let the jobs say where their file goes before it goes: a kill between leaves no doubt.
 
-        A CSV's job has said so when it was completed: the less time between its last look and its
-        move, the better. A name that was taken a moment ago ends the block without an error.
+        The only job of a file has said so when it was completed: the less time between its last
+        look and its move, the better. A name that was taken a moment ago ends the block without
+        an error.
         """
         before = self.jobs[0].archived_to
         if any(job.archived_to != label_of(target) for job in self.jobs):
