@@ -12,6 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -43,6 +44,7 @@ CONFIG_VARIABLE = "INGESTD_CONFIG"
 LOCAL_CONFIG = Path("ingestd.toml")
 SYSTEM_CONFIG = Path("/etc/ingestd/config.toml")
 
+_HIGHEST_PORT = 65_535
 KIB, MIB, GB = 1024, 1024**2, 1000**3
 
 
@@ -455,6 +457,46 @@ class Log(BaseModel):
     )
 
 
+def place_of(listen: str) -> tuple[str, int]:
+    """The address and the port of `metrics.listen`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, _, port = listen.rpartition(":")
+    host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdecimal() or int(port) > _HIGHEST_PORT:
+        raise ValueError("must be an address and a port, such as 127.0.0.1:9641")
+    try:
+        return str(ip_address(host)), int(port)
+    except ValueError:
+        raise ValueError("must begin with an address in numbers, or localhost") from None
+
+
+def _place_or_nothing(listen: str) -> str:
+    if listen:
+        place_of(listen)
+    return listen
+
+
+class Metrics(BaseModel):
+    """A local port that says how the daemon does: /metrics, /healthz, /readyz."""
+
+    model_config = _SECTION
+
+    listen: Annotated[str, AfterValidator(_place_or_nothing)] = Field(
+        default="",
+        description="Where it answers, such as 127.0.0.1:9641; nowhere when empty. Whoever "
+        "reaches it may read it: no password, no names of files, but of the inbox's folders.",
+    )
+    silent_seconds: FiniteFloat = Field(
+        default=720.0,
+        gt=0,
+        description="/healthz says no when the daemon came no step further for so long; keep it "
+        "above database.answer_timeout_seconds.",
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be configured; frozen, and a pure function of its arguments."""
 
@@ -473,6 +515,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     statistics: Statistics = Statistics()
     alerts: Alerts = Alerts()
+    metrics: Metrics = Metrics()
     log: Log = Log()
 
     @classmethod
@@ -495,6 +538,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "limits": Limits,
     "statistics": Statistics,
     "alerts": Alerts,
+    "metrics": Metrics,
     "log": Log,
 }
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
 from ingestd.log import chosen
+from ingestd.metrics import Figures
 from ingestd.pipeline import archive, ledger, obstacles, stats, trial
 from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.events import Watcher
@@ -43,6 +44,7 @@ from ingestd.pipeline.watch import Look, Seen, Settling, closed, look_at, scan
 from ingestd.pipeline.worker import Post, Told, utc_now
 from ingestd.pipeline.workers import Offer, Taken, Workers
 from ingestd.pipeline.writers import Writers, writers_of
+from ingestd.port import TEXT, Page, Port, verdict
 from ingestd.standing import Standing
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 from ingestd.systemd import Systemd
@@ -66,6 +68,9 @@ _SPARE_SECONDS = 60
 _FEED_IN_A_RUSH = 60.0
 _FEED_IN_SILENCE = 600.0
 _FEED_SHARE = 20
+_FIGURES_APART_SECONDS = 1.0
+# Of so many files that were completed last it is told after a start whose they are.
+_LAST_COMPLETED = 1_000
 GAVE_UP = 4
 
 
@@ -195,6 +200,7 @@ class Evaluating:
 
     settings: Settings
     ingest: Ingest
+    on_due: Callable[[int], None] = lambda _due: None
     _evaluator: Evaluator | None = None
     _next: float = 0.0
 
@@ -222,8 +228,11 @@ class Evaluating:
 
     def _work_off(self) -> None:
         with self.ingest.sessions() as session:
-            if not stats.has_due(session):
-                return
+            due = stats.number_due(session)
+        self.on_due(due)
+        if not due:
+            return
+        self.ingest.tally.begin()
         is_first = self._evaluator is None
         if self._evaluator is None:
             self._evaluator = make_evaluator(self.settings, self.ingest)
@@ -610,7 +619,12 @@ class Audience:
     on_ready: Callable[[], None] = lambda: None
     on_step: Callable[[Step], None] = lambda _step: None
     standing: Standing = field(default_factory=Standing)
+    figures: Figures = field(init=False)
     is_ready: bool = False
+
+    def __post_init__(self) -> None:
+        """Count from now on."""
+        self.figures = Figures(utc_now(), self.standing)
 
     def looked(self, queued: int, held_up: int) -> None:
         """The inbox was looked at, after the database had answered: that is all a start is."""
@@ -647,6 +661,41 @@ class Audience:
         """Say how it stands."""
         self.systemd.status(self.standing.sentence())
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing was got done that would have fed the watchdog."""
+        return max(0.0, self.systemd.clock() - self.systemd.lived_at)
+
+    def why_not_ready(self) -> list[str]:
+        """What is missing for files to be taken; nothing where they are."""
+        standing = self.standing
+        if standing.is_stopping:
+            return ["it is stopping"]
+        if standing.away:
+            return [standing.away]
+        return [] if self.is_ready else ["it has not looked at the inbox yet"]
+
+
+def pages_of(
+    audience: Audience, silent_seconds: Callable[[], float]
+) -> dict[str, Callable[[], Page]]:
+    """What the local port answers; asked in threads of its own, so from what is known only."""
+    figures = audience.figures
+    figures.ready.set_function(lambda: not audience.why_not_ready())
+    figures.progress.set_function(lambda: time.time() - audience.silent_seconds)
+
+    def health() -> Page:
+        silent = audience.silent_seconds
+        is_silent = silent > silent_seconds()
+        reasons = [f"it came no step further for {silent:.0f} seconds"] if is_silent else []
+        return verdict("healthy", reasons)
+
+    return {
+        "/metrics": lambda: Page(figures.page(), TEXT),
+        "/healthz": health,
+        "/readyz": lambda: verdict("ready", audience.why_not_ready()),
+    }
+
 
 @dataclass(slots=True)
 class Daemon:
@@ -675,6 +724,7 @@ class Daemon:
     feed_at: float = -_FEED_IN_SILENCE
     feed_seconds: float = 0.0
     has_news: bool = False
+    figures_at: float = 0.0
 
     def turn(self) -> bool:
         """Look once and take what is complete; says whether anything was taken."""
@@ -694,6 +744,9 @@ class Daemon:
         ready = self.settling.complete(root, files, hints, now, claims)
         self.unmarked.note(self.settling.unmarked, now)
         self.audience.looked(len(files), self.obstacles.held_up)
+        self.audience.figures.looked([(file.stamp, file.size) for file in files], here)
+        self.audience.figures.hear(self.watcher.heard)
+        self.audience.figures.spent({"scan": now - started}, Counter())
         self.workers.offer(self._offer(complete, size_of[complete.relative]) for complete in ready)
         taken = self._take_until(now + longest)
         in_work = {label_of(relative) for relative in self.workers.in_work}
@@ -711,6 +764,7 @@ class Daemon:
         taken = False
         # What workers move away wakes us, too.
         first = time.monotonic() + _LOOKS_APART_SECONDS
+        self._tell_figures()
         faults: list[StorageFault] = []
         while self.workers.is_busy and not self.ingest.should_stop() and not faults:
             now = time.monotonic()
@@ -724,15 +778,26 @@ class Daemon:
                     faults.append(each.error)
                 else:
                     is_taken = self._settle(each)
+                self.audience.figures.took(each.found.relative, each.jobs, is_over=is_taken)
                 self.audience.standing.end(each.found.label, is_taken=is_taken)
                 self.audience.tell()
                 taken |= is_taken
             self.wal.look()
+            if time.monotonic() - self.figures_at >= _FIGURES_APART_SECONDS:
+                self._tell_figures()
+        self._tell_figures()
         # Workers go on meanwhile; who waits for the next look hears of them late.
         self.has_more = self.workers.is_busy
         if faults:
             raise faults[0]
         return taken
+
+    def _tell_figures(self) -> None:
+        figures = self.audience.figures
+        figures.spent(*self.ingest.tally.taken())
+        figures.workers.set(self.workers.at_work)
+        figures.in_work.set(len(self.workers.in_work))
+        self.figures_at = time.monotonic()
 
     def _tell_begun(self) -> None:
         if self.workers.has_offers and not self.workers.in_work:
@@ -749,6 +814,7 @@ class Daemon:
         if now - self.feed_at >= pause:
             _evaluate_feed(self.ingest)
             self.feed_seconds = time.monotonic() - now
+            self.audience.figures.spent({"feed": self.feed_seconds}, Counter())
             self.feed_at, self.has_news = now, False
 
     def _asked_for(self, root: Path) -> dict[Path, str]:
@@ -897,12 +963,15 @@ def run(
         _stopping(lambda: audience.stopping(settings)) as stop,
         _hanging_up() as hung_up,
         _noting_dead_threads(),
+        closing(Port(pages_of(audience, lambda: settings.metrics.silent_seconds))) as port,
     ):
         audience.starting(settings, is_again=False)
         _make_folders(settings, made)
         while not stop.is_set():
             _note_short_watchdog(settings, audience.systemd)
-            if not _serve(settings, stop, hung_up, audience):
+            port.listen_at(settings.metrics.listen)
+            audience.figures.volumes.folders = _volumes(settings)
+            if not _serve(settings, stop, hung_up, audience, port):
                 return GAVE_UP
             if hung_up.is_set() and not stop.is_set():
                 hung_up.clear()
@@ -950,11 +1019,21 @@ def _make_folders(settings: Settings, made: set[Path]) -> None:
         made.add(folder)
 
 
+def _volumes(settings: Settings) -> dict[str, Path]:
+    """Where room is needed."""
+    watch, url = settings.watch, make_url(settings.database.url)
+    folders = {"inbox": watch.inbox, "archive": watch.archive, "quarantine": watch.quarantine}
+    if url.get_backend_name() == "sqlite" and url.database:
+        folders["database"] = Path(url.database).parent
+    return folders
+
+
 def _serve(
     settings: Settings,
     stop: Asked,
     hung_up: Asked,
     audience: Audience,
+    port: Port,
 ) -> bool:
     """Open the database and work on it until a stop or a hang-up; False as `_loop` says."""
 
@@ -962,6 +1041,8 @@ def _serve(
         audience.systemd.patience(settings.database.answer_timeout_seconds + _SPARE_SECONDS)
         audience.systemd.alive()
         audience.lacks("the database", error)
+        audience.figures.faulted()
+        port.attend()
 
     engine = open_patiently(
         settings,
@@ -973,7 +1054,7 @@ def _serve(
         return True
     _note_answers(engine, audience.systemd)
     try:
-        return _loop(settings, engine, stop, hung_up, audience)
+        return _loop(settings, engine, stop, hung_up, audience, port)
     finally:
         engine.dispose()
 
@@ -987,7 +1068,12 @@ def _note_answers(engine: Engine, systemd: Systemd) -> None:
 
 
 def _loop(
-    settings: Settings, engine: Engine, stop: Asked, hung_up: Asked, audience: Audience
+    settings: Settings,
+    engine: Engine,
+    stop: Asked,
+    hung_up: Asked,
+    audience: Audience,
+    port: Port,
 ) -> bool:
     """Look and take until a stop or a hang-up; a file in work ends at a batch border.
 
@@ -1025,7 +1111,8 @@ def _loop(
         workers,
         audience=audience,
     )
-    evaluating = Evaluating(settings, ingest)
+    figures = audience.figures
+    evaluating = Evaluating(settings, ingest, figures.due.set)
     log.info("started", inbox=str(settings.watch.inbox), owner=ingest.owner)
     pause = Pause()
     has_begun = False
@@ -1034,13 +1121,15 @@ def _loop(
         while not should_stop():
             try:
                 if time.monotonic() >= next_visit:
-                    _begin(ingest)
+                    _visit(settings, ingest, figures, is_first=not has_begun)
                     next_visit = time.monotonic() + min(5, settings.ingest.lease_seconds)
+                    port.attend()
                 daemon.turn()
                 evaluating.attend()
                 wal.look()
             except (StorageFault, OSError) as error:
                 audience.lacks("the database or a disk", error)
+                figures.faulted()
                 rest(pause.after(error), should_stop)
                 continue
             pause.over()
@@ -1059,6 +1148,22 @@ def _loop(
         watcher.stop()
         log.info("stopped", owner=ingest.owner, waiting=daemon.settling.waiting)
     return True
+
+
+def _visit(settings: Settings, ingest: Ingest, figures: Figures, *, is_first: bool) -> None:
+    """Take over what others left, measure how long the database takes for that.
+
+    The first time, find what each source delivered last: its silence goes on over a restart.
+    """
+    started = time.monotonic()
+    _begin(ingest)
+    figures.answered(time.monotonic() - started)
+    if not is_first:
+        return
+    with database_at_work(), ingest.sessions() as session:
+        last = ledger.last_completed(session, str(settings.watch.inbox), _LAST_COMPLETED)
+    for path, finished_at in reversed(last):
+        figures.succeeded(Path(path), finished_at.timestamp())
 
 
 def _gives_up(settings: Settings, absence: Absence) -> bool:

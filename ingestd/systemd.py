@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from ingestd.log import escape
@@ -30,6 +30,8 @@ class Systemd:
     address: str = ""
     watchdog_seconds: float = 0
     clock: Callable[[], float] = time.monotonic
+    # When something was last got done; also where no service manager asks for it.
+    lived_at: float = field(default_factory=time.monotonic)
     _status: str = ""
     _unsaid: str = ""
     _said_at: float | None = None
@@ -69,9 +71,9 @@ class Systemd:
     def alive(self) -> None:
         """Something was got done; called by the work itself, as often as it likes."""
         self._say()
+        now = self.lived_at = self.clock()
         if not self.watchdog_seconds:
             return
-        now = self.clock()
         if self._fed_at is None or now - self._fed_at >= self.watchdog_seconds / 4:
             self._send(*self._watchdog())
 

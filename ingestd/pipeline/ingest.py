@@ -56,6 +56,7 @@ from ingestd.pipeline.read import (
 )
 from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
 from ingestd.pipeline.step import Step
+from ingestd.pipeline.tally import Tally
 from ingestd.pipeline.touched import Touched
 from ingestd.pipeline.validate import (
     Blank,
@@ -124,7 +125,18 @@ class Ingest:
     reader: Reader | None = None
     # Files (path, stamp) that broke before they had a job: how often, and when to try again.
     unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
     _ahead: dict[Path, Ahead] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Let the tally hear each step before whoever else listens."""
+        tally, listen = self.tally, self.on_step
+
+        def on_step(step: Step) -> None:
+            tally(step)
+            listen(step)
+
+        self.on_step = on_step
 
     def look_ahead(self, run: Sequence[Found]) -> None:
         """Write down the jobs of the plain files among the next ones, all in one commit.
@@ -137,6 +149,7 @@ class Ingest:
         self.forget_ahead()
         if len(run) <= 1:  # it saves nothing
             return
+        self.tally.begin()
         try:
             with database_at_work(), one_recorder():
                 plain = look_ahead(
@@ -178,6 +191,7 @@ class Ingest:
             StopRequested: a stop was asked for; what is committed stays.
             StorageFault: the database did not answer; nothing is lost.
         """
+        self.tally.begin()
         try:
             with database_at_work():
                 return self._take(found)
@@ -390,6 +404,7 @@ class Ingest:
             job = session.get_one(FileProcessing, job.id)
             self._undo(session, job)
             ledger.vanish(session, job, now=self.clock())
+        self.tally.events["changed"] += 1
         log.warning("file_changed_while_read", path=found.label, member=job.member)
 
     def ingest_file(
@@ -728,6 +743,7 @@ class Ingest:
                 now=self.clock(),
                 retry_after=self._pause_after(job.attempts),
             )
+        self.tally.events["failed"] += 1
         log.error("attempt_failed", path=job.path, member=job.member, error=told, exc_info=error)
         return job
 
@@ -761,6 +777,7 @@ class Ingest:
                     ledger.vanish(session, lost, now=self.clock())
             except LostClaim:  # another process has it, or has just finished it
                 continue
+            self.tally.events["vanished"] += 1
             log.warning("file_vanished", path=job.path, member=job.member)
             number += 1
         return number

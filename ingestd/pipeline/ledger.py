@@ -1157,6 +1157,21 @@ def queued_under(session: Session, root: str, path: str | None = None) -> list[F
     return list(session.scalars(query))
 
 
+def last_completed(session: Session, root: str, most: int) -> list[tuple[str, datetime]]:
+    """Give path and time of the jobs of a root that were completed last, the latest first."""
+    query = (
+        select(FileProcessing.path, FileProcessing.finished_at)
+        .where(
+            FileProcessing.finished_at.is_not(None),
+            FileProcessing.root == root,
+            FileProcessing.status.in_((JobState.COMPLETED, JobState.SUPERSEDED)),
+        )
+        .order_by(FileProcessing.finished_at.desc())
+        .limit(most)
+    )
+    return [(path, finished) for path, finished in session.execute(query).all() if finished]
+
+
 def last_at(session: Session, root: str, paths: Sequence[str]) -> dict[str, list[FileProcessing]]:
     """Give the jobs of the file that was found last, for each of `paths` that had one."""
     jobs = session.scalars(

@@ -140,6 +140,11 @@ def has_due(session: Session) -> bool:
     return session.scalar(select(EvaluationDue.id).limit(1)) is not None
 
 
+def number_due(session: Session) -> int:
+    """How many commits wait for the evaluator."""
+    return session.scalar(select(func.count()).select_from(EvaluationDue)) or 0
+
+
 def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
     mark_due(session, constituency.id)
     constituency.named_by = place.path if place else None

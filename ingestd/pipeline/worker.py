@@ -10,7 +10,8 @@ from __future__ import annotations
 import pickle
 import signal
 import time
-from collections import deque
+import uuid
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -87,24 +88,41 @@ class Came(NamedTuple):
 class Told:
     """How a job now stands."""
 
+    id: uuid.UUID
     status: str
     books: Books
     message: str | None
+    size: int
+    stamp: str
+    finished_at: datetime | None
 
     @classmethod
     def of(cls, job: FileProcessing) -> Told:
         """Tell of a job."""
-        return cls(str(job.status), Books.of(job), job.first_error_message)
+        return cls(
+            job.id,
+            str(job.status),
+            Books.of(job),
+            job.first_error_message,
+            job.size,
+            job.stamp,
+            job.finished_at,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a file: its jobs, or what went wrong; and how many faults a worker met."""
+    """What became of a file: its jobs, or what went wrong; and how many faults a worker met.
+
+    Seconds by stage and what happened besides are those since the worker's last outcome.
+    """
 
     jobs: Sequence[Told] = ()
     error: Exception | None = None
     broken: Broken = field(default_factory=dict)
     faults: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
 
 
 def take(ingest: Ingest, found: Found) -> Outcome:
@@ -172,7 +190,9 @@ def _work(pipe: Connection, post: Post) -> None:
             outcome = take(ingest, given.found)
             if isinstance(outcome.error, StorageFault):
                 faults, fault = faults + 1, outcome
-            _send(pipe, replace(outcome, broken=ingest.unrecorded, faults=faults))
+            seconds, events = ingest.tally.taken()
+            told = replace(outcome, seconds=seconds, events=events)
+            _send(pipe, replace(told, broken=ingest.unrecorded, faults=faults))
     finally:
         ingest.forget_ahead()
         engine.dispose()

@@ -158,6 +158,11 @@ class Workers:
         return {each.offer.relative for worker in self._team for each in worker.held}
 
     @property
+    def at_work(self) -> int:
+        """How many processes there are; none while the daemon takes all by itself."""
+        return len(self._team)
+
+    @property
     def is_any_silent(self) -> bool:
         """Whether a worker with files at hand came no step further for a minute."""
         since = time.monotonic() - _SILENT_SECONDS
@@ -340,6 +345,7 @@ class Workers:
         worker.lanes = +worker.lanes
         worker.is_alone = False
         worker.faults = outcome.faults
+        self.ingest.tally.add(outcome.seconds, outcome.events)
         broken = self.ingest.unrecorded
         for key in [key for key in broken if key[0] == found.label]:
             del broken[key]
@@ -376,6 +382,7 @@ class Workers:
         status = worker.process.wait()
         left = list(worker.held)
         in_hand = left[0].found.label if left else None
+        self.ingest.tally.events["worker_died"] += 1
         log.error("worker_died", worker=worker.number, status=status, path=in_hand)
         if not worker.is_ready:
             self._failed_starts += 1
