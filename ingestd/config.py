@@ -453,7 +453,9 @@ class Log(BaseModel):
         default="info", description="The least important event that is written."
     )
     format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="auto is console on a terminal and JSON lines elsewhere."
+        default="auto",
+        description="auto is console on a terminal, fields and priorities in the journal under "
+        "systemd, and JSON lines elsewhere.",
     )
 
 

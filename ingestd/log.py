@@ -15,6 +15,8 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor
 
+from ingestd import journal
+
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
 
@@ -43,13 +45,19 @@ def chosen() -> tuple[Level, Format]:
 def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:
     """Send every log line, ours and the libraries', to the stream (standard error by default).
 
-    `auto` is console on a terminal and JSON lines elsewhere.
+    `auto` is console on a terminal, the journal's fields under systemd and JSON lines elsewhere.
     """
     _chosen[:] = [(level, format)]
     there: TextIO | None = stream or sys.stderr
     is_terminal = there is not None and there.isatty()
     is_console = format == "console" or (format == "auto" and is_terminal)
-    finish = _console(colors=is_terminal) if is_console else _json_lines()
+    is_journal = format != "console" and journal.is_behind(there, os.environ)
+    has_fields = is_journal and format == "auto"
+    if has_fields:
+        finish = _journal_fields()
+    else:
+        lines = _json_lines(has_priority=is_journal)
+        finish = _console(colors=is_terminal) if is_console else lines
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -58,7 +66,8 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
     # Nor is there any use in a traceback of the log itself, which goes to the same full disk,
     # and unescaped.
     logging.raiseExceptions = False
-    handler = _WholeLines(there) if there is not None else _nowhere()
+    writer = _JournalLines if has_fields else _WholeLines
+    handler = writer(there) if there is not None else _nowhere()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -119,7 +128,10 @@ class _WholeLines(logging.StreamHandler[TextIO]):
 
     def _write(self, record: logging.LogRecord) -> bool:
         try:
-            line = self.format(record) + self.terminator
+            line = self._line_of(record)
+            if not line:
+                return True
+            line += self.terminator
             if self._file is None:
                 self.stream.write(line)
                 self.flush()
@@ -129,6 +141,10 @@ class _WholeLines(logging.StreamHandler[TextIO]):
             return False
         return True
 
+    def _line_of(self, record: logging.LogRecord) -> str:
+        """What is to be written; nothing where it has gone another way."""
+        return self.format(record)
+
     def _write_to(self, file: int, line: bytes) -> None:
         """Past Python's buffers, which would give out the rest of a torn line later."""
         if self._is_torn:
@@ -136,6 +152,18 @@ class _WholeLines(logging.StreamHandler[TextIO]):
         while line:
             line = line[os.write(file, line) :]
             self._is_torn = bool(line)
+
+
+class _JournalLines(_WholeLines):
+    """Sends events to the journal; one that it does not take goes there as a line."""
+
+    def _line_of(self, record: logging.LogRecord) -> str:
+        datagram = self.format(record)
+        try:
+            journal.send(datagram)
+        except OSError:
+            return journal.as_line(datagram)
+        return ""
 
 
 def escape(text: str) -> str:
@@ -158,8 +186,17 @@ def redact(text: str) -> str:
     return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1***", text))
 
 
-def _json_lines() -> list[Processor]:
-    return [_exception_as_lines, _make_safe, _render_json]
+def _json_lines(*, has_priority: bool) -> list[Processor]:
+    render = _render_json_with_priority if has_priority else _render_json
+    return [_exception_as_lines, _make_safe, render]
+
+
+def _journal_fields() -> list[Processor]:
+    return [_exception_as_lines, _make_safe, _render_fields]
+
+
+def _render_fields(_logger: object, _name: str, event: EventDict) -> str:
+    return journal.datagram_of(event)
 
 
 def _console(*, colors: bool) -> list[Processor]:
@@ -221,3 +258,9 @@ def _safe_text(text: str) -> str:
 def _render_json(_logger: object, _name: str, event: EventDict) -> str:
     first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
     return json.dumps({**first, **event}, ensure_ascii=False)
+
+
+def _render_json_with_priority(logger: object, name: str, event: EventDict) -> str:
+    """A JSON line behind its priority, which the journal takes off again."""
+    priority = journal.priority_of(event)
+    return f"<{priority}>{_render_json(logger, name, event)}"

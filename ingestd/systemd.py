@@ -31,7 +31,7 @@ class Systemd:
     watchdog_seconds: float = 0
     clock: Callable[[], float] = time.monotonic
     # When something was last got done; also where no service manager asks for it.
-    lived_at: float = field(default_factory=time.monotonic)
+    lived_at: float = field(default_factory=time.monotonic, compare=False)
     _status: str = ""
     _unsaid: str = ""
     _said_at: float | None = None

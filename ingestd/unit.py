@@ -18,6 +18,7 @@ TMPFILES = Path("/etc/tmpfiles.d/ingestd.conf")
 SYSCTL = Path("/etc/sysctl.d/60-ingestd.conf")
 _UNITS = Path("/etc/systemd/system")
 _NETWORK = _UNITS / f"{NAME}.d" / "network-database.conf"
+_METRICS = _UNITS / f"{NAME}.d" / "metrics.conf"
 
 # The unit hides these from the service (ProtectHome=, PrivateTmp=).
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not used
@@ -37,10 +38,13 @@ class Placed:
         return root / self.path.relative_to("/")
 
 
-def files(program: str, addresses: Sequence[str] = ()) -> list[Placed]:
+def files(
+    program: str, addresses: Sequence[str] = (), *, has_metrics: bool = False
+) -> list[Placed]:
     """Every file, in the order in which they are written.
 
-    With the `addresses` of a PostgreSQL on the network also the drop-in that reaches it.
+    With the `addresses` of a PostgreSQL on the network also the drop-in that reaches it, and with
+    metrics the one that may open a port.
 
     Raises:
         ConfigError: what is no address.
@@ -50,7 +54,7 @@ def files(program: str, addresses: Sequence[str] = ()) -> list[Placed]:
         Placed(SYSUSERS, _template("sysusers.conf")),
         Placed(TMPFILES, _template("tmpfiles.conf")),
         Placed(SYSCTL, _template("sysctl.conf")),
-        *units(program, addresses),
+        *units(program, addresses, has_metrics=has_metrics),
     ]
     for path, name in _COMPLETIONS.items():
         made.append(Placed(Path(path), _template(f"completion/{name}")))
@@ -64,8 +68,10 @@ _COMPLETIONS = {
 }
 
 
-def units(program: str, addresses: Sequence[str] = ()) -> list[Placed]:
-    """The unit, and its drop-in for a database on the network."""
+def units(
+    program: str, addresses: Sequence[str] = (), *, has_metrics: bool = False
+) -> list[Placed]:
+    """The unit, and its drop-ins for a database on the network and for the port."""
     text = _template("ingestd.service").replace("@INGESTD@", _quoted(program))
     made = [Placed(_UNITS / NAME, text)]
     if addresses:
@@ -73,12 +79,14 @@ def units(program: str, addresses: Sequence[str] = ()) -> list[Placed]:
         made.append(
             Placed(_NETWORK, _template("network-database.conf").replace("@ADDRESSES@", told))
         )
+    if has_metrics:
+        made.append(Placed(_METRICS, _template("metrics.conf")))
     return made
 
 
 def leftovers(program: str) -> list[Placed]:
     """What an uninstall removes: all but the configuration, which is a person's."""
-    return [each for each in files(program, ["localhost"]) if not each.is_kept]
+    return [each for each in files(program, ["localhost"], has_metrics=True) if not each.is_kept]
 
 
 def configuration(addresses: Sequence[str] = ()) -> str:

@@ -18,7 +18,7 @@ import structlog
 from typer.testing import CliRunner
 
 from ingestd.cli import app
-from ingestd.config import ConfigError, Settings, load_settings
+from ingestd.config import ConfigError, Metrics, Settings, load_settings, place_of
 from ingestd.unit import configuration, files, refuse_unstartable, units
 
 from .running import ROOT
@@ -82,7 +82,16 @@ def seconds(told: str) -> float:
 
 
 @analyzing
-@pytest.mark.parametrize("variant", [(), ("--database-at", "192.0.2.7")], ids=["local", "network"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        (),
+        ("--database-at", "192.0.2.7"),
+        ("--metrics",),
+        ("--database-at", "192.0.2.7", "--metrics"),
+    ],
+    ids=["local", "network", "metrics", "both"],
+)
 def test_systemd_accepts_the_unit_and_finds_little_exposed(
     tmp_path: Path, variant: tuple[str, ...]
 ) -> None:
@@ -92,6 +101,18 @@ def test_systemd_accepts_the_unit_and_finds_little_exposed(
     assert "" == analyze("verify", "--man=no", tmp_path / UNIT)
     told = ("--offline=true", "--threshold=15", "--no-pager")
     assert "exposure level" in analyze("security", *told, tmp_path / UNIT)
+
+
+def test_the_port_of_the_unit_is_one_and_local() -> None:
+    """What it listens at is what it may open, and what the documents name."""
+    told = settings_in(units("/bin/true", has_metrics=True)[-1].content)
+    listen = told["Environment"].partition("INGESTD_METRICS__LISTEN=")[2]
+    assert listen == Metrics(listen=listen).listen
+    host, port = place_of(listen)
+    assert "127.0.0.1" == host
+    assert f"ipv4:tcp:{port}" == told["SocketBindAllow"]
+    assert "any" == told["SocketBindDeny"]
+    assert f"127.0.0.1:{port}" in (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 
 
 def test_the_times_of_the_unit_leave_the_daemon_its_own() -> None:
@@ -142,7 +163,7 @@ def test_an_install_writes_every_file_once_and_keeps_the_configuration(tmp_path:
 
 def test_an_uninstall_leaves_the_configuration_alone(tmp_path: Path) -> None:
     """And a drop-in of a person's own."""
-    install(tmp_path, "--database-at", "192.0.2.7")
+    install(tmp_path, "--database-at", "192.0.2.7", "--metrics")
     own = (tmp_path / DROP_IN).with_name("own.conf")
     own.touch()
     ingestd("uninstall", "--root", tmp_path)

@@ -43,6 +43,14 @@ Root = Annotated[
         "--root", metavar="DIR", help="Write below DIR, for an image; nothing is run there."
     ),
 ]
+HasMetrics = Annotated[
+    bool,
+    typer.Option(
+        "--metrics",
+        help="Let the service open port 9641 of 127.0.0.1: /metrics for Prometheus, /healthz, "
+        "/readyz.",
+    ),
+]
 _HERE = Path("/")
 
 
@@ -52,7 +60,10 @@ def add_to(app: typer.Typer) -> None:
     command(
         group,
         "install",
-        examples=("ingestd unit install --now", "ingestd unit install --database-at 192.0.2.7"),
+        examples=(
+            "ingestd unit install --now",
+            "ingestd unit install --database-at 192.0.2.7 --metrics",
+        ),
     )(install)
     command(group, "print", examples="ingestd unit print | less")(print_)
     command(group, "uninstall", examples="ingestd unit uninstall")(uninstall)
@@ -63,6 +74,7 @@ def install(
     flags: Flags,
     *,
     database_at: DatabaseAt = None,
+    has_metrics: HasMetrics = False,
     program: Program = None,
     root: Root = _HERE,
     is_now: Annotated[bool, typer.Option("--now", help="Start it, now and at every boot.")] = False,
@@ -79,7 +91,8 @@ def install(
     _refuse_without_rights(root)
     if program is None:
         unit.refuse_unstartable(unit.this_program())
-    wanted = unit.files(program or unit.this_program(), database_at or ())
+    name = program or unit.this_program()
+    wanted = unit.files(name, database_at or (), has_metrics=has_metrics)
     for placed in wanted:
         screen.say(f"{_write(placed, root):<9} {placed.below(root)}")
     if root != _HERE:
@@ -105,19 +118,21 @@ def print_(
     flags: Flags,
     *,
     database_at: DatabaseAt = None,
+    has_metrics: HasMetrics = False,
     program: Program = None,
     is_all: Annotated[
         bool, typer.Option("--all", help="Every file that an install writes.")
     ] = False,
     is_json: Json = False,
 ) -> None:
-    """Show the unit, and its drop-in for a database on the network; nothing is written."""
+    """Show the unit, and the drop-ins that are asked for; nothing is written."""
     from ingestd import unit
     from ingestd.cli import screen
 
     del flags
     program = program or unit.this_program()
-    shown = (unit.files if is_all else unit.units)(program, database_at or ())
+    make = unit.files if is_all else unit.units
+    shown = make(program, database_at or (), has_metrics=has_metrics)
     if is_json:
         screen.print_json({str(each.path): each.content for each in shown})
         return
