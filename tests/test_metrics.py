@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections import Counter
@@ -33,7 +35,7 @@ from ingestd.standing import Standing
 from .conftest import Databases, PostgreSQL, Voting, csv_of, zip_of
 from .oracle import unsound
 from .proxy import proxy_before
-from .running import Running, Start, is_empty, open_sessions, soon, starter
+from .running import ROOT, Running, Start, is_empty, open_sessions, soon, starter
 
 NOW = datetime(2024, 9, 9, 12, tzinfo=UTC)
 ANYWHERE = {"METRICS__LISTEN": "127.0.0.1:0"}
@@ -262,6 +264,32 @@ def test_it_is_ready_but_while_the_inbox_is_away(start: Start) -> None:
     assert ["waiting for the inbox"] == [each[:21] for each in ask(port, "/readyz").reasons]
     elsewhere.rename(daemon.inbox)
     soon(lambda: ask(port, "/readyz").status == 200)
+
+
+def test_status_says_whether_the_daemon_is_ready(start: Start, sqlite_url: str) -> None:
+    """Where the settings say that it has a port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    daemon = start(wait=True, METRICS__LISTEN=listen)
+    soon(lambda: daemon.log("port_opened"))
+    soon(lambda: ask(port_of(daemon), "/readyz").status == 200)
+    assert {"listen": listen, "is_ready": True, "reasons": []} == status_of(sqlite_url, listen)
+    assert 0 == daemon.stop()
+    told = status_of(sqlite_url, listen)
+    assert not told["is_ready"]
+    assert "no answer" in told["reasons"][0]
+
+
+def status_of(url: str, listen: str) -> dict[str, Any]:
+    """What `ingestd status` says of the daemon."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ingestd.cli", "--database-url", url, "status", "--json"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "INGESTD_METRICS__LISTEN": listen},
+        capture_output=True,
+        check=True,
+    )
+    told: dict[str, Any] = json.loads(done.stdout)["daemon"]
+    return told
 
 
 HANGING = """

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ingestd.models import FileProcessing
 
 _WATCH_SECONDS = 2.0
+_ANSWER_SECONDS = 1.0
+_LONGEST_ANSWER = 65_536
 
 
 def add_to(app: typer.Typer) -> None:
@@ -82,6 +85,7 @@ def _look(settings: Settings, *, is_fast: bool) -> dict[str, Any]:
         "database": redacted_url(settings.database.url),
         **tables,
         "inbox": _inbox(settings.watch),
+        "daemon": _daemon(settings.metrics.listen),
     }
 
 
@@ -141,6 +145,26 @@ def _inbox(watch: Watch) -> dict[str, Any]:
     return {"path": watch.inbox, "files": len(sizes), "bytes": sum(sizes), "error": None}
 
 
+def _daemon(listen: str) -> dict[str, Any] | None:
+    """What the daemon says at its port; None where it is to have none that is known."""
+    from http.client import HTTPConnection, HTTPException
+
+    from ingestd.config import place_of
+
+    if not listen or not place_of(listen)[1]:
+        return None
+    connection = HTTPConnection(*place_of(listen), timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("GET", "/readyz")
+        told = json.loads(connection.getresponse().read(_LONGEST_ANSWER))
+        return {"listen": listen, "is_ready": bool(told["ready"]), "reasons": list(told["reasons"])}
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+        reasons = [f"no answer at {listen}: {error}"]
+        return {"listen": listen, "is_ready": False, "reasons": reasons}
+    finally:
+        connection.close()
+
+
 def _drawn(found: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.text import Text
@@ -153,6 +177,7 @@ def _drawn(found: dict[str, Any]) -> Group:
         f"{screen.amount(inbox['files'], 'file')}, {screen.size(inbox['bytes'])}"
     )
     summary = [
+        *(("daemon", _in_words(each)) for each in [found["daemon"]] if each),
         ("database", found["database"]),
         ("inbox", f"{lying} in {inbox['path']}"),
         ("constituencies", screen.number(found["constituencies"])),
@@ -174,6 +199,12 @@ def _drawn(found: dict[str, Any]) -> Group:
         Text(),
         screen.table(("open alerts", ""), list(found["alerts"].items())),
     )
+
+
+def _in_words(daemon: dict[str, Any]) -> str:
+    if daemon["is_ready"]:
+        return f"ready, at {daemon['listen']}"
+    return f"not ready: {'; '.join(map(str, daemon['reasons']))}"
 
 
 def _one_line(job: dict[str, Any] | None, when: str) -> str:
