@@ -778,7 +778,7 @@ class Daemon:
                     faults.append(each.error)
                 else:
                     is_taken = self._settle(each)
-                self.audience.figures.took(each.found.relative, each.jobs, is_over=is_taken)
+                self.audience.figures.took(each.found.relative, each.jobs)
                 self.audience.standing.end(each.found.label, is_taken=is_taken)
                 self.audience.tell()
                 taken |= is_taken

@@ -8,6 +8,7 @@ is final: what a worker did, what was done again after a kill, is in the same su
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 import prometheus_client as prometheus
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ingestd import __version__
@@ -55,7 +56,7 @@ class Figures:
         self._oldest: float | None = None
         self._sources: set[str] = set()
         self.registry = prometheus.CollectorRegistry()
-        prometheus.ProcessCollector(registry=self.registry)
+        self.registry.register(Process())
         self.volumes = Volumes()
         self.registry.register(self.volumes)
         self._make_counters()
@@ -131,8 +132,8 @@ class Figures:
 
     # ── what the loop tells ───────────────────────────────────────────────
 
-    def took(self, relative: Path, jobs: Iterable[Told], *, is_over: bool) -> None:
-        """Count the jobs of a file, each once: one that is not over is told of again."""
+    def took(self, relative: Path, jobs: Iterable[Told]) -> None:
+        """Count the jobs of a file, each once: while it lies there it may be told of again."""
         known = self._told.setdefault(relative, set())
         for job in jobs:
             if job.status not in _FINAL or job.finished_at is None or job.id in known:
@@ -140,7 +141,7 @@ class Figures:
             known.add(job.id)
             if job.finished_at >= self._started:  # else an earlier daemon has done it
                 self._count(relative, job, job.finished_at)
-        if is_over or not known:
+        if not known:
             del self._told[relative]
 
     def _count(self, relative: Path, job: Told, finished_at: datetime) -> None:
@@ -212,6 +213,28 @@ class Figures:
     def page(self) -> bytes:
         """All of them, in Prometheus' text format."""
         return prometheus.generate_latest(self.registry)
+
+
+class Process(Collector):
+    """The daemon's own process, under the usual names.
+
+    The library's collector says nothing where /proc/stat is hidden, as it is from a service
+    with ProcSubset=pid.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        """Give processor time, memory and open files."""
+        used = os.times()
+        cpu = CounterMetricFamily("process_cpu_seconds", "Processor time, user and system.")
+        cpu.add_metric([], used.user + used.system)
+        yield cpu
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        for name, about, value in (
+            ("resident_memory_bytes", "Memory.", pages * resource.getpagesize()),
+            ("open_fds", "Open files.", len(os.listdir("/proc/self/fd"))),
+            ("max_fds", "So many may be.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        ):
+            yield GaugeMetricFamily(f"process_{name}", about, value=value)
 
 
 class Volumes(Collector):

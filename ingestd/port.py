@@ -81,8 +81,8 @@ class Port:
             return
         self._next_try = now + _RETRY_SECONDS
         try:
-            self._server = _Server(place_of(self._wanted), self.pages)
-        except OSError as error:
+            self._server = _serving(place_of(self._wanted), self.pages)
+        except (OSError, RuntimeError) as error:  # it is taken; there are too many threads
             if not self._is_said:
                 self._is_said = True
                 log.error(  # noqa: TRY400 - no traceback for a port that is taken
@@ -93,9 +93,6 @@ class Port:
         log.info("port_opened", address=str(host), port=port)
         if not ip_address(str(host)).is_loopback:
             log.warning("port_open_to_others", address=str(host), port=port)
-        threading.Thread(
-            target=self._server.serve_forever, args=(_LOOK_SECONDS,), daemon=True
-        ).start()
 
     def close(self) -> None:
         """Answer no more."""
@@ -109,6 +106,16 @@ _REMEDY = (
     "another program may have this port: choose another by metrics.listen; a service of systemd "
     "may open one after `ingestd unit install --metrics`"
 )
+
+
+def _serving(place: tuple[str, int], pages: Mapping[str, Callable[[], Page]]) -> _Server:
+    server = _Server(place, pages)
+    try:
+        threading.Thread(target=server.serve_forever, args=(_LOOK_SECONDS,), daemon=True).start()
+    except RuntimeError:
+        server.server_close()
+        raise
+    return server
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -125,11 +132,22 @@ class _Server(socketserver.ThreadingTCPServer):
         self._room = threading.BoundedSemaphore(_MOST_AT_ONCE)
         super().__init__(place, _Request)
 
+    def get_request(self) -> tuple[socket.socket, object]:
+        try:
+            return super().get_request()
+        except OSError:  # as many files are open as may be: who asks is still there in a moment
+            time.sleep(_LOOK_SECONDS)
+            raise
+
     def process_request(self, request: _Socket, client_address: object) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread to be had
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: _Socket, client_address: object) -> None:
         try:

@@ -161,6 +161,8 @@ def test_what_it_counts_is_what_the_ledger_holds(
     sources = {label for name, label in told if "source_last_success" in name}
     assert {"one", "two", DIRECT} == sources
     assert 0 < told["ingestd_disk_free_bytes", "archive"]
+    assert 0 < told["process_cpu_seconds_total", ""]
+    assert 10**7 < told["process_resident_memory_bytes", ""]
     assert 0 < told["ingestd_database_seconds_count", ""]
     assert 0 == daemon.stop()
     with open_sessions(migrated_url) as sessions:
@@ -482,8 +484,8 @@ def test_the_number_of_sources_has_a_bound() -> None:
     """Whoever may drop a file may make folders, and a label for each would fill a memory."""
     figures = Figures(NOW, Standing())
     for number in range(300):
-        figures.took(Path(f"source-{number}", "x.csv"), [told(number)], is_over=True)
-    figures.took(Path("source-1", "y.csv"), [told(301)], is_over=True)
+        figures.took(Path(f"source-{number}", "x.csv"), [told(number)])
+    figures.took(Path("source-1", "y.csv"), [told(301)])
     labels = [
         label
         for name, label in figures_of(figures.page().decode())
@@ -497,7 +499,7 @@ def test_a_hostile_name_is_a_label_that_can_be_shown() -> None:
     """Neither a line end nor a byte that is no text gets through."""
     name = os.fsdecode(b'a\n"} 1\n\x1b[2J\xff' + b"x" * 200)
     figures = Figures(NOW, Standing())
-    figures.took(Path(name, "x.csv"), [told(1)], is_over=True)
+    figures.took(Path(name, "x.csv"), [told(1)])
     page = figures.page().decode()
     assert not set("\x1b") & set(page)
     assert 1 == figures_of(page)["ingestd_files_total", "completed"]
@@ -508,9 +510,9 @@ def test_a_job_that_is_told_of_twice_is_counted_once() -> None:
     """A ZIP of which a member waits tells of all its jobs at each attempt."""
     figures = Figures(NOW, Standing())
     done, waits = told(1), told(2, status="failed", finished_at=None)
-    figures.took(Path("x.zip"), [done, waits], is_over=False)
+    figures.took(Path("x.zip"), [done, waits])
     figures.looked([], [Path("x.zip")])
-    figures.took(Path("x.zip"), [done, told(2)], is_over=True)
+    figures.took(Path("x.zip"), [done, told(2)])
     counted = figures_of(figures.page().decode())
     assert 2 == counted["ingestd_files_total", "completed"]
     assert 3.0 == counted["ingestd_lag_seconds_sum", ""] / 2
@@ -519,5 +521,5 @@ def test_a_job_that_is_told_of_twice_is_counted_once() -> None:
 def test_what_was_done_before_the_start_is_not_counted() -> None:
     """Its file was only moved away now."""
     figures = Figures(NOW, Standing())
-    figures.took(Path("x.csv"), [told(1, finished_at=NOW - timedelta(1))], is_over=True)
+    figures.took(Path("x.csv"), [told(1, finished_at=NOW - timedelta(1))])
     assert 0 == figures_of(figures.page().decode())["ingestd_files_total", "completed"]

@@ -5,6 +5,7 @@ The tests tell one story on one machine, in this order.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -158,6 +159,32 @@ def in_work(machine: Machine, voting: Voting, hour: int, voters: int) -> int:
     machine.write(f"{INBOX}/{voting.name(hour)}", csv_of(voting.ballots(hour, voters)))
     soon(lambda: rows(machine) > before)
     return before + 2 * voters
+
+
+def test_each_file_left_one_event_with_fields_in_the_journal(machine: Machine, did: Did) -> None:
+    """Sent by the service itself, hardened as it is."""
+    asked = f"journalctl --no-pager --output=json --unit={UNIT} INGESTD_EVENT=file_ingested"
+    events = [json.loads(line) for line in machine.run(asked).splitlines()]
+    assert len(WAYS) == len({each["INGESTD_PATH"] for each in events}) == len(events)
+    assert {("6", "journal")} == {(each["PRIORITY"], each["_TRANSPORT"]) for each in events}
+    did(f"{len(events)} files")
+
+
+def test_its_port_is_opened_where_it_is_asked_for(machine: Machine, did: Did) -> None:
+    """By the drop-in: this port, this machine, and what is behind it says that all is well."""
+    machine.run("ingestd unit install --metrics --now")
+    soon(partial(is_active, machine))
+    read = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+    get = f"python3 -c '{read}'"
+    at = "http://127.0.0.1:9641"
+    assert '"ready": true' in machine.run(f"{get} {at}/readyz")
+    assert '"healthy": true' in machine.run(f"{get} {at}/healthz")
+    figures = machine.run(f"{get} {at}/metrics")
+    assert "\ningestd_ready 1.0\n" in figures
+    assert "\nprocess_resident_memory_bytes " in figures
+    assert 'ingestd_disk_free_bytes{folder="database"}' in figures
+    exposure = machine.run(f"systemd-analyze security --no-pager --threshold=15 {UNIT}")
+    did(f"/readyz, /healthz, /metrics; {exposure.strip().splitlines()[-1].strip('→ ')}")
 
 
 def test_a_kill_costs_nothing(machine: Machine, voting: Voting, did: Did) -> None:

@@ -760,6 +760,7 @@ class Ingest:
 
         Of those that a worker has `in_work` it tells by itself.
         """
+        self.tally.begin()
         return self._let_go(root, lambda job: job.path not in in_work and ledger.is_gone(job))
 
     def _let_go(
