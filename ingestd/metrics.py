@@ -231,7 +231,7 @@ class Process(Collector):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         for name, about, value in (
             ("resident_memory_bytes", "Memory.", pages * resource.getpagesize()),
-            ("open_fds", "Open files.", len(os.listdir("/proc/self/fd"))),
+            ("open_fds", "Open files.", sum(1 for _ in Path("/proc/self/fd").iterdir())),
             ("max_fds", "So many may be.", resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         ):
             yield GaugeMetricFamily(f"process_{name}", about, value=value)
