@@ -59,7 +59,7 @@ class _Case:
     [
         _Case("rejected_share", None, (24, 25, 26), 5),
         _Case("region_correlated", None, (24, 25, 26), None),
-        _Case("sustained_shift", None, tuple(range(24, 36)), 7),
+        _Case("sustained_shift", None, tuple(range(24, 60)), 7),
         _Case("peer_outlier", "lag", (24, 25), 9),
         _Case("peer_outlier", "twin", (27, 28, 29), 3),
     ],

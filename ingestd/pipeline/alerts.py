@@ -24,7 +24,7 @@ from ingestd.pipeline import facts as known
 from ingestd.pipeline import histories, rules, stats
 from ingestd.pipeline.facts import Facts, facts_of
 from ingestd.pipeline.prepared import Prepared
-from ingestd.pipeline.proof import proved, proved_plainly
+from ingestd.pipeline.proof import files_of_lines, proved, proved_by_files
 from ingestd.pipeline.rules import CLASSES, RANKS, RULES, RULESET, Finding
 from ingestd.pipeline.rules.ballots import REFUSED
 from ingestd.pipeline.rules.protocol import first_of
@@ -488,17 +488,23 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
         .group_by(t.type)
     )
     in_time = func.row_number().over(partition_by=t.type, order_by=(t.timestamp, t.tx_id))
-    ranked = select(t.type, t.tx_id, t.timestamp, in_time.label("place")).where(*whose).subquery()
-    first = {
-        row.type: (row.tx_id, row.timestamp)
-        for row in session.execute(select(ranked).where(ranked.c.place == 1))
-    }
-    return [
-        proved_plainly(
-            rules.unknown_operation(operation, number, constituencies, first[operation]), None
+    columns = (t.type, t.tx_id, t.timestamp, t.constituency_id, in_time.label("place"))
+    ranked = select(*columns).where(*whose).subquery()
+    query = select(ranked, Constituency.contract_id).join(
+        Constituency, Constituency.id == ranked.c.constituency_id
+    )
+    first = {row.type: row for row in session.execute(query.where(ranked.c.place == 1))}
+    found = []
+    for operation, number, constituencies in counted:
+        row = first[operation]
+        told = rules.unknown_operation(
+            operation, number, constituencies, (row.tx_id, row.timestamp), row.contract_id
         )
-        for operation, number, constituencies in counted
-    ]
+        files = files_of_lines(session, told)
+        found.append(
+            proved_by_files(told, None, slots=(), shift=None, zone=None, files=files, coverage=1.0)
+        )
+    return found
 
 
 def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
@@ -530,12 +536,15 @@ def _refused_subject(job: FileProcessing) -> str:
 
 
 def _refusal(job: FileProcessing) -> Finding:
+    is_hour = job.slot is not None and not job.is_cumulative
     return rules.file_rejected(
         job.name,
         subject=_refused_subject(job),
         reason=job.first_error_message or "",
         line=job.first_error_line,
         sha256=job.sha256,
+        slot=job.slot,
+        times=known.slot_times(job.slot, timedelta(0)) if job.slot and is_hour else None,
     )
 
 
