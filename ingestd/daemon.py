@@ -51,7 +51,7 @@ from ingestd.systemd import Systemd
 from ingestd.transient import database_at_work
 
 if TYPE_CHECKING:
-    from ingestd.pipeline.evaluator import Evaluator
+    from ingestd.pipeline.evaluator import Evaluator, Thresholds
 
 log = structlog.get_logger()
 
@@ -245,21 +245,22 @@ class Evaluating:
 def make_evaluator(settings: Settings, ingest: Ingest) -> Evaluator:
     """Put an evaluator together for these settings."""
     # numpy takes a while to import, and `--help` does without.
-    from ingestd.pipeline.evaluator import Evaluator, Thresholds  # noqa: PLC0415
+    from ingestd.pipeline.evaluator import Evaluator  # noqa: PLC0415
+
+    return Evaluator(ingest.sessions, thresholds_of(settings), ingest.clock, ingest.on_step)
+
+
+def thresholds_of(settings: Settings) -> Thresholds:
+    """What the statistical rules are held to."""
+    from ingestd.pipeline.evaluator import Thresholds  # noqa: PLC0415 - as above
 
     told = settings.statistics
-    numbers = {name: getattr(told, name) for name in type(told).thresholds()}
-    return Evaluator(
-        ingest.sessions,
-        Thresholds(
-            values=numbers,
-            overrides=told.overrides,
-            empty_hours_published=told.empty_hours_published,
-            voting_hours=told.voting_hours,
-            first_hour=told.first_hour,
-        ),
-        ingest.clock,
-        ingest.on_step,
+    return Thresholds(
+        values={name: getattr(told, name) for name in type(told).thresholds()},
+        overrides=told.overrides,
+        empty_hours_published=told.empty_hours_published,
+        voting_hours=told.voting_hours,
+        first_hour=told.first_hour,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -474,6 +474,38 @@ def _judge_group(
     covered: Mapping[uuid.UUID, Mapping[int, float]],
     thresholds: Thresholds,
 ) -> dict[uuid.UUID, _Cells]:
+    group, here = _assembled(votings, spans, rows, covered, thresholds)
+    figures = None
+    if len(votings) > surprises.LEAST_PEERS:
+        figures = surprises.figures_of(group)
+        judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
+        score = surprises.scores(group, figures)
+        judged.scores |= {
+            voting.id: round(float(one), 4)
+            for voting, one in zip(votings, score, strict=True)
+            if not np.isnan(one)
+        }
+    told = _told(group, figures, here)
+    status = np.full(here.coverage.shape, OPEN)
+    is_here = here.coverage > 0
+    status[here.is_closed & is_here] = CLOSED
+    status[here.is_closed & is_here & here.is_provisional] = PROVISIONAL
+    status[here.is_closed & ~is_here] = MISSING
+    shown = here.inside & (here.is_closed | is_here)
+    return {
+        voting.id: _Cells(int(group.starts[number]), told[number], status[number], shown[number])
+        for number, voting in enumerate(votings)
+    }
+
+
+def _assembled(
+    votings: Sequence[Voting],
+    spans: Mapping[uuid.UUID, Window],
+    rows: Mapping[uuid.UUID, Rows],
+    covered: Mapping[uuid.UUID, Mapping[int, float]],
+    thresholds: Thresholds,
+) -> tuple[Group, fleet.Delivered]:
+    """Put the hours of comparable votings side by side, by hour of vote."""
     hours = max(spans[voting.id].hours for voting in votings)
     coverage = np.zeros((len(votings), hours))
     counts = {name: np.zeros((len(votings), hours)) for name in COUNTED}
@@ -504,27 +536,20 @@ def _judge_group(
     group = fleet.assemble(
         votings, spans, counts, here, region, limits=limits, first_hour=thresholds.first_hour
     )
-    figures = None
-    if len(votings) > surprises.LEAST_PEERS:
-        figures = surprises.figures_of(group)
-        judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
-        score = surprises.scores(group, figures)
-        judged.scores |= {
-            voting.id: round(float(one), 4)
-            for voting, one in zip(votings, score, strict=True)
-            if not np.isnan(one)
-        }
-    told = _told(group, figures, here)
-    status = np.full(coverage.shape, OPEN)
-    is_here = here.coverage > 0
-    status[here.is_closed & is_here] = CLOSED
-    status[here.is_closed & is_here & here.is_provisional] = PROVISIONAL
-    status[here.is_closed & ~is_here] = MISSING
-    shown = here.inside & (here.is_closed | is_here)
-    return {
-        voting.id: _Cells(int(starts[number]), told[number], status[number], shown[number])
-        for number, voting in enumerate(votings)
-    }
+    return group, here
+
+
+def group_of(session: Session, thresholds: Thresholds, contracts: Collection[str]) -> Group | None:
+    """The votings that one of these is compared with, as the rules see them; writes nothing."""
+    rows = dict(read_rows(session, None))
+    votings = [voting for voting in read_votings(session) if voting.id in rows]
+    spans = fleet.windows(votings, usual_hours=thresholds.voting_hours)
+    shifts = _shifts(votings, rows)
+    for some in fleet.grouped(votings, spans):
+        if {voting.contract_id for voting in some} & set(contracts):
+            covered = {one.id: _covered(rows[one.id], shifts[one.region]) for one in some}
+            return _assembled(some, spans, rows, covered, thresholds)[0]
+    return None
 
 
 def _limits(votings: Sequence[Voting], thresholds: Thresholds) -> dict[str, Floats]:
