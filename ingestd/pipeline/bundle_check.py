@@ -224,7 +224,8 @@ class Bundle:
 
     @cached_property
     def rows(self) -> list[Row]:
-        return [row for line in self.lines if (row := row_of(line)) is not None]
+        found = [row_of(line) for line in self.lines if is_sound(line)]
+        return [row for row in found if row is not None]
 
     @property
     def current(self) -> list[Row]:
