@@ -142,7 +142,7 @@ def test_every_alert_tells_when_where_and_how_much_was_here(
         assert len(alert.details["window"]["utc"]) == 2, rule
         if rule not in ("file_rejected", "unknown_operation"):
             assert alert.details["window"]["local"], rule
-        if rule not in ("constituency_missing", "duplicate_vote_key"):
+        if rule != "constituency_missing":
             assert alert.details["files"], rule
 
 

@@ -19,6 +19,7 @@ from ingestd.models import Constituency, FileProcessing, table_of
 from ingestd.pipeline.facts import Facts, slot_times
 from ingestd.pipeline.histories import histories_of, rows_of
 from ingestd.pipeline.rules import MOST_LISTED, RULES, RULESET, Finding, missing_slots
+from ingestd.pipeline.rules.ballots import REFUSED
 from ingestd.pipeline.touched import chunks
 from ingestd.pipeline.validate import constituency_prefix, transaction_id
 
@@ -66,15 +67,38 @@ def proved(session: Session, facts: Facts, findings: Sequence[Finding]) -> list[
             "scope": {"contract_id": contract},
             "files": _files(finding, lines, files),
             "benign_causes": _benign(finding),
-            "coverage": _coverage(facts) if finding.rule in _EVERY_COMMIT else 1.0,
+            "coverage": _coverage(facts) if _is_about_all(finding) else 1.0,
         }
         span = _span(finding, facts, lines)
+        if span is None and _is_about_all(finding):
+            span = _whole_time(facts)
+            told = [(slot, file.sha256) for slot, file in files.items() if slot]
+            details["files"] = (
+                details["files"]
+                or [{"slot": slot, "sha256": sha256, "lines": []} for slot, sha256 in sorted(told)][
+                    :MOST_LISTED
+                ]
+            )
         details["window"] = _told_window(span, zone) if span else None
         at = finding.detected_at or (span[1] if span else None)
-        if at is None and finding.rule in _EVERY_COMMIT:
+        if at is None and _is_about_all(finding):
             at = facts.rolled_up.last_activity
         proof.append(replace(finding, details=details, description=words, detected_at=at))
     return proof
+
+
+def _is_about_all(finding: Finding) -> bool:
+    return finding.rule in _EVERY_COMMIT or finding.subject == REFUSED
+
+
+def _whole_time(facts: Facts) -> tuple[datetime, datetime] | None:
+    """From the first hourly file to the last; without any, the voting so far."""
+    ahead = facts.shift or timedelta(0)
+    if facts.slots:
+        first, last = facts.slots[0].slot, facts.slots[-1].slot
+        return slot_times(first, ahead)[0], slot_times(last, ahead)[1]
+    start, last_seen = facts.rolled_up.facts.get("voting_start"), facts.rolled_up.last_activity
+    return (start, last_seen) if start and last_seen else None
 
 
 def _coverage(facts: Facts) -> float:
