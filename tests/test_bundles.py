@@ -248,3 +248,28 @@ def test_a_statistic_is_computed_again_from_the_hours_of_the_peers(
 def contract_of(bundle: Path) -> str:
     """Whose finding it is."""
     return str(json.loads((bundle / "finding.json").read_text(encoding="utf-8"))["contract_id"])
+
+
+def test_the_raw_lines_of_an_hour_are_counted_again(databases: Databases, tmp_path: Path) -> None:
+    """A statistic rests on numbers, and the numbers of its own constituency on lines."""
+    plan = Plan(seed=2, rolls=(150,) * 10, constituencies=10, regions=1, hours=4, options=(2,))
+    election = simulated(tmp_path / "files", plan)
+    with databases.fresh("sqlite") as url:
+        # A low bar: clean votings differ, too.
+        low = {"spike_z": 0.5, "drop_z": 0.5, "votes_z_more": 0, "least_off": 1}
+        watch = {"inbox": election.folder / "drop", "archive": tmp_path / "archive"}
+        settings = Settings.model_validate(
+            {"database": {"url": url}, "watch": watch, "statistics": low}
+        )
+        daemon.once(settings)
+        with open_sessions(url) as sessions:
+            with sessions() as session:
+                query = select(Alert).where(Alert.type.in_(("unusual_spike", "unusual_drop")))
+                alerts = session.scalars(query.order_by(Alert.gravity.desc()).limit(3)).all()
+            assert len(alerts) == 3
+            for alert in alerts:
+                bundle = export(sessions, alert, tmp_path, settings)
+                status, told = check(bundle)
+                assert (0, False) == (status, "\n0 raw lines" in told), told
+    alter(bundle)
+    assert 1 == check(bundle)[0]
