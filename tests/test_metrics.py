@@ -28,6 +28,8 @@ from ingestd.config import ConfigError, Settings, load_settings
 from ingestd.metrics import DIRECT, OTHERS, Figures, source_of
 from ingestd.models import FileProcessing
 from ingestd.pipeline.ledger import Books
+from ingestd.pipeline.step import Step
+from ingestd.pipeline.tally import STAGES, Tally
 from ingestd.pipeline.worker import Told
 from ingestd.port import Page, Port
 from ingestd.standing import Standing
@@ -478,6 +480,26 @@ def told(number: int, **more: Any) -> Told:
     ctime = int((NOW.timestamp() - 2) * 1e9)
     job = {"books": Books(read=1, stored=1), "message": None, "stamp": f"1:2:3:4:{ctime}"} | values
     return Told(id=uuid.UUID(int=number), **job)  # type: ignore[arg-type]  # any key
+
+
+def test_each_step_belongs_to_a_stage() -> None:
+    """Or the seconds before it would be nowhere."""
+    assert set(Step) == set(STAGES)
+
+
+def test_seconds_go_to_the_stage_of_the_step_that_they_end_with() -> None:
+    """And not those before it was begun, when nobody worked."""
+    now = [0.0]
+    tally = Tally(clock=lambda: now[0])
+    for seconds, step in ((5, Step.LOOKED), (1, Step.RECORDED), (2, Step.READ), (3, Step.READ)):
+        now[0] += seconds
+        tally(step)
+    assert {"record": 1, "read": 5} == tally.taken()[0]
+    now[0] += 100
+    tally.begin()
+    now[0] += 4
+    tally(Step.MOVED)
+    assert {"put_away": 4} == tally.taken()[0]
 
 
 def test_the_number_of_sources_has_a_bound() -> None:
