@@ -12,7 +12,7 @@ SECONDS ?= 60
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick reliability service bench detect fuzz lint format docs check migrations-check wheel-smoke clean
+.PHONY: help demo test quick reliability service first-hour bench detect fuzz lint format docs check migrations-check wheel-smoke clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ reliability: $(READY)  ## every promise with its long campaigns (an hour or more
 
 service: $(READY)  ## the service on a machine of its own (root, debootstrap, systemd-nspawn); writes docs/service.md
 	$(BIN)/python -m tests.service
+
+first-hour: $(READY)  ## a new user's first hour on such a machine; writes docs/first-hour.md
+	$(BIN)/python -m tests.first_hour
 
 bench: $(READY)  ## measure, about 25 minutes; writes docs/performance.md; BENCH="--only pg-1gb", --full
 	$(BIN)/python -m bench $(BENCH)

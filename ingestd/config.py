@@ -587,11 +587,14 @@ def _with_password(settings: Settings) -> Settings:
         with file.open("rb") as stream:
             password = stream.read(_MOST_PASSWORD_BYTES).decode().rstrip("\r\n")
     except OSError as error:
-        raise ConfigError(f"database.password_file: {file}: {error.strerror}") from error
+        # Not `…password: …`: what follows would be hidden like a password.
+        raise ConfigError(
+            f"database.password_file: {file} cannot be read: {error.strerror}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"database.password_file: {file}: not UTF-8") from error
+        raise ConfigError(f"database.password_file: {file} is not UTF-8") from error
     if not password or "\n" in password:
-        raise ConfigError(f"database.password_file: {file}: must hold one line, the password")
+        raise ConfigError(f"database.password_file: {file} must hold one line, the password")
     whole = url.set(password=password).render_as_string(hide_password=False)
     database = settings.database.model_copy(update={"url": whole})
     return settings.model_copy(update={"database": database})
@@ -699,7 +702,12 @@ def _find_config(environment: Mapping[str, str]) -> Path | None:
     """The file named by the environment (it must exist), else the first that is there."""
     if named := environment.get(CONFIG_VARIABLE):
         return Path(named)
-    return next((file for file in (LOCAL_CONFIG, SYSTEM_CONFIG) if file.exists()), None)
+    return next((file for file in (LOCAL_CONFIG, SYSTEM_CONFIG) if is_there(file)), None)
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file exists; none does in a folder that may not be entered."""
+    return os.path.exists(file)  # noqa: PTH110 - Path.exists raises there
 
 
 def _from_flags(overrides: Mapping[str, object]) -> Values:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from pathlib import Path
 
 from .running import ROOT, soon
 
-DISK = Path("/var/tmp/ingestd-machine-bookworm")
 WHEELS = Path("/var/tmp/ingestd-wheels")
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "procps", "passwd", "acl", "rsync"),
-    *("python3", "python3-venv", "postgresql"),
+    *("python3", "python3-venv", "postgresql", "sqlite3"),
 )
+# A disk that lacks a package is another one.
+DISK = Path(f"/var/tmp/ingestd-machine-bookworm-{zlib.crc32(repr(PACKAGES).encode()):08x}")
 # The Python of that Debian.
 PYTHON = "3.11"
 NEEDED = ("debootstrap", "systemd-nspawn", "nsenter")
@@ -60,7 +62,7 @@ def make_wheels() -> None:
     run(*pip, "wheel", "--no-deps", "--wheel-dir", str(WHEELS), str(ROOT))
     ours = next(WHEELS.glob("ingestd-*.whl"))
     told = ("--only-binary", ":all:", "--python-version", PYTHON, "--find-links", str(WHEELS))
-    run(*pip, "download", *told, "--dest", str(WHEELS), str(ours))
+    run(*pip, "download", *told, "--dest", str(WHEELS), f"{ours}[postgresql]")
 
 
 def run(*command: str) -> None:

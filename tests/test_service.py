@@ -35,7 +35,7 @@ def machine() -> Iterator[Machine]:
     with booted() as machine:
         machine.run("python3 -m venv /opt/ingestd")
         pip = "/opt/ingestd/bin/pip --quiet --disable-pip-version-check"
-        machine.run(f"{pip} install --no-index --find-links /wheels ingestd")
+        machine.run(f"{pip} install --no-index --find-links /wheels 'ingestd[postgresql]'")
         machine.run("ln -s /opt/ingestd/bin/ingestd /usr/local/bin/ingestd")
         yield machine
 

@@ -73,12 +73,12 @@ def look_at(settings: Settings) -> Iterator[Finding]:
 
 
 def _configuration(flags: Flags) -> str:
-    from ingestd.config import CONFIG_VARIABLE, LOCAL_CONFIG, SYSTEM_CONFIG
+    from ingestd.config import CONFIG_VARIABLE, LOCAL_CONFIG, SYSTEM_CONFIG, is_there
 
     named = flags.config or os.environ.get(CONFIG_VARIABLE)
     if named:
         return str(named)
-    file = next((each for each in (LOCAL_CONFIG, SYSTEM_CONFIG) if each.exists()), None)
+    file = next((each for each in (LOCAL_CONFIG, SYSTEM_CONFIG) if is_there(each)), None)
     return str(file.absolute()) if file else "no file: defaults and environment"
 
 
@@ -164,10 +164,13 @@ def _space(settings: Settings) -> Iterator[Finding]:
         sharing.setdefault(_nearest_existing(folder).stat().st_dev, []).append(what)
     for whats in sharing.values():
         free = shutil.disk_usage(_nearest_existing(folders[whats[0]])).free
-        status: Literal["ok", "warn", "fail"] = "ok"
-        if free < _LITTLE_SPACE:
-            status = "fail" if free < _NO_SPACE else "warn"
-        yield Finding("space", status, f"{size(free)} free for {', '.join(whats)}")
+        told = f"{size(free)} free for {', '.join(whats)}"
+        if free >= _LITTLE_SPACE:
+            yield Finding("space", "ok", told)
+            continue
+        status: Literal["warn", "fail"] = "fail" if free < _NO_SPACE else "warn"
+        least = size(_NO_SPACE if free < _NO_SPACE else _LITTLE_SPACE)
+        yield Finding("space", status, f"{told}, under {least}: make room or mount a larger disk")
 
 
 def _inotify(inbox: Path, *, is_used: bool) -> Iterator[Finding]:

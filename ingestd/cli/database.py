@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,8 @@ def readers(engine: Engine) -> sessionmaker[Session]:
 def opened(settings: Settings, *, writer: bool) -> Iterator[Engine]:
     """The engine of a database that has our tables; none is made for a command that looks."""
     database = settings.database
-    if (file := sqlite_file(database.url)) is not None and not file.exists():
-        raise ConfigError(f"{file}: no database yet; `ingestd run` or `ingestd once` makes it")
+    if (file := sqlite_file(database.url)) is not None:
+        _refuse_unreadable(file)
     engine = make_engine(
         database.url,
         writer=writer,
@@ -58,6 +59,17 @@ def opened(settings: Settings, *, writer: bool) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def _refuse_unreadable(file: Path) -> None:
+    """SQLite says "unable to open" to both, and not what to do."""
+    if not file.exists():
+        raise ConfigError(f"{file}: no database yet; `ingestd run` or `ingestd once` makes it")
+    if not os.access(file, os.R_OK):
+        raise ConfigError(
+            f"{file}: uid {os.geteuid()} may not read it; say this as root or as its owner "
+            f"(uid {file.stat().st_uid})"
+        )
 
 
 def sqlite_file(url: str) -> Path | None:

@@ -253,14 +253,16 @@ def grant_reader(
 ) -> None:
     """Let a role of PostgreSQL read all tables and views, and nothing else; on SQLite, say how.
 
-    It holds for the tables of later upgrades, too, where the same role makes them.
+    It holds for the tables of later upgrades, too. Making a role takes a role that may make
+    them: where the service's own may not, say it as the superuser.
     """
     from ingestd.cli import screen
     from ingestd.cli.database import opened, sqlite_file
 
     settings = flags.settings()
     if (file := sqlite_file(settings.database.url)) is not None:
-        screen.say(_HOW_ON_SQLITE.format(file=file, name=file.name))
+        for line in _HOW_ON_SQLITE.format(file=file, name=file.name).splitlines():
+            screen.say(line)
         return
     from ingestd.moving.reader import grant
 

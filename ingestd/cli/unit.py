@@ -163,7 +163,8 @@ def uninstall(flags: Flags, *, root: Root = _HERE) -> None:
         drop_ins.rmdir()
     if root == _HERE:
         _run("systemctl", "daemon-reload")
-    screen.say(f"{SYSTEM_CONFIG}, the user ingestd and all below {unit.HOME} are still there")
+    left = f"{SYSTEM_CONFIG.parent}, the user ingestd, all below {unit.HOME} and the program"
+    screen.say(f"{left} are still there")
 
 
 def _refuse_without_rights(root: Path) -> None:

@@ -15,7 +15,7 @@ from ingestd.db import make_engine
 from ingestd.errors import NotMoved
 from ingestd.moving import programs, sqlite_copy
 from ingestd.moving.copying import Progress
-from ingestd.moving.place import made_whole
+from ingestd.moving.place import give_to_owner_of_its_folder, made_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +68,11 @@ class Backups:
             sqlite_copy.copy_pages(backup, partial, on_progress=self.on_progress)
             engine = make_engine(f"sqlite:///{partial}")
             try:
-                return migrate.known_revision(engine)
+                revision = migrate.known_revision(engine)
             finally:
                 engine.dispose()
+            give_to_owner_of_its_folder(partial)
+        return revision
 
     @contextmanager
     def _on_server(self) -> Iterator[Engine]:

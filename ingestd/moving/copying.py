@@ -37,7 +37,7 @@ from ingestd import migrate
 from ingestd.db import RawJson, empty_wal, make_engine
 from ingestd.errors import NotMoved
 from ingestd.models import AuditLog, Base, FileProcessing, table_of
-from ingestd.moving.place import made_whole
+from ingestd.moving.place import give_to_owner_of_its_folder, made_whole
 
 Progress = Callable[[str, int, int], None]
 """Is told the stage, how much is done, and of how much (0: nobody knows)."""
@@ -243,6 +243,7 @@ def _target(url: str) -> Iterator[Connection]:
             empty_wal(engine)
         finally:
             engine.dispose()
+        give_to_owner_of_its_folder(partial)
 
 
 @contextmanager

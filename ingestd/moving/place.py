@@ -48,6 +48,13 @@ def made_whole(target: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def give_to_owner_of_its_folder(file: Path) -> None:
+    """Let a database that root makes belong to the service, which must write it."""
+    if os.geteuid() == 0:
+        folder = file.parent.stat()
+        os.chown(file, folder.st_uid, folder.st_gid)
+
+
 def refuse_taken(target: Path) -> None:
     """Let nothing pass but a name that is free.
 
