@@ -56,9 +56,10 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(READY)  ## write anew what is made from the settings: config.example.toml, docs/configuration.md
+docs: $(READY)  ## write anew what programs know: config.example.toml, docs/configuration.md, the README's answers
 	$(BIN)/python -c 'from ingestd import config; print(config.example_toml(), end="")' >config.example.toml
 	$(BIN)/python -c 'from ingestd import config; print(config.reference(), end="")' >docs/configuration.md
+	$(BIN)/python -m tests.shown
 
 migrations-check: $(READY)  ## the migrations make exactly what the models say
 	.ci/run migrations

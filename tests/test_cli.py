@@ -4,7 +4,6 @@ import csv
 import getpass
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-import structlog
 from sqlalchemy import text
 from typer.testing import CliRunner
 
@@ -40,6 +38,8 @@ PLAN = Plan(
 )
 PROGRAM = (sys.executable, "-m", "ingestd.cli")
 FORGERY = "\x1b[2J\x9b31m\u202e[bold]ok"
+
+pytestmark = pytest.mark.usefixtures("logging_is_put_back")
 
 COMMANDS = [
     *("init", "run", "once", "try", "check", "status", "jobs", "jobs show", "jobs make-current"),
@@ -71,17 +71,6 @@ class Ingestd(Protocol):
 
     def __call__(self, *arguments: str | Path) -> Answer:
         """Give its answer."""
-
-
-@pytest.fixture(autouse=True)
-def _logging_is_put_back() -> Iterator[None]:
-    """Commands configure logging for a process of their own; here they share one."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
 
 
 @pytest.fixture
