@@ -105,6 +105,7 @@ class Hour:
         return "\n".join([INTRODUCTION.rstrip("\n"), *self.lines]) + "\n"
 
 
+TYPE_IT = "install -m 600 /dev/stdin /etc/ingestd/database-password    # type it, then Ctrl-D"
 STATUS = "systemctl show --value --property=StatusText ingestd"
 FSCK = "ingestd fsck --quick"
 SOUND = "sound: nothing differs"
@@ -281,11 +282,10 @@ def move(hour: Hour) -> None:
     hour.root("runuser -u postgres -- createdb --owner=ingestd ingestd")
     hour.root(password("first"))
     hour.root("systemctl stop ingestd")
-    secret = "/etc/ingestd/database-password"
-    hour.root(f"install -m 600 /dev/stdin {secret}    # type it, then Ctrl-D", typed="first\n")
-    copied = "ingestd db copy --to postgresql://ingestd@localhost/ingestd"
+    hour.root(TYPE_IT, typed="first\n")
     hour.root(
-        f'PGPASSWORD="$(cat {secret})" {copied}',
+        'PGPASSWORD="$(cat /etc/ingestd/database-password)" '
+        "ingestd db copy --to postgresql://ingestd@localhost/ingestd",
         "read back",
         "^transaction ",
         "^fsck of the source: sound",
@@ -320,10 +320,7 @@ def lock_out(hour: Hour) -> None:
         "It waits, and says for what; the file lies where it lay. With the right password, it "
         "goes on:"
     )
-    hour.root(
-        "install -m 600 /dev/stdin /etc/ingestd/database-password    # type it, then Ctrl-D",
-        typed="second\n",
-    )
+    hour.root(TYPE_IT, typed="second\n")
     hour.root("systemctl restart ingestd")
     hour.until(STATUS, "nothing queued; 1 taken")
     journal = hour.machine.run("journalctl --no-pager")
@@ -335,8 +332,8 @@ def let_read(hour: Hour) -> None:
     hour.chapter("Let others query")
     hour.tell("The service's role may make no roles, so the superuser makes the reader's.")
     hour.root(
-        "runuser -u postgres -- ingestd --database-url 'postgresql:///ingestd?host=/run/postgresql'"
-        " db grant-reader ROLE --password",
+        "runuser -u postgres -- ingestd --database-url "
+        "'postgresql:///ingestd?host=/run/postgresql' db grant-reader ROLE --password",
         "may read ingestd",
         typed="third\n",
     )

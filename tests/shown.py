@@ -30,6 +30,11 @@ MACHINE = ("tests/first_hour.py", "tests/test_service.py", "tests/machine.py")
 """Where a command is run on a machine of its own, it stands there as in the document."""
 
 ELSEWHERE = {
+    "make quick": (".ci/run", '-m "not slow and not campaign"'),
+    "INGESTD_TEST_DATABASES=sqlite .venv/bin/pytest -q tests/test_slot.py": (
+        ".ci/run",
+        "INGESTD_TEST_DATABASES=sqlite",
+    ),
     "make demo": ("tests/test_shown.py", '"tests/demo.py"'),
     "make test": (".ci/run", "make test"),
     "pip install '.[postgresql]'": (".ci/run", "install --editable '.[dev]'"),
@@ -162,10 +167,10 @@ def is_run_by_the_first_screen(command: str) -> bool:
 
 
 def is_run_on_a_machine(command: str) -> bool:
-    """Whether the campaigns that boot one say it, remark or not."""
+    """Whether the campaigns that boot one say it: as it stands, in a folder, or as a user."""
+    said = (_REMARK.sub("", each).strip() for each in _said_on_machines())
     return any(
-        command == _REMARK.sub("", said).strip() or f"&& {command}" in said
-        for said in _said_on_machines()
+        each == command or each.endswith((f"&& {command}", f"-- {command}")) for each in said
     )
 
 

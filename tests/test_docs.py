@@ -44,8 +44,38 @@ def test_the_configuration_is_told_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_between_documents_lead_somewhere(document: str) -> None:
-    """Relative links name files that are there."""
-    path = ROOT / document
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+def test_links_lead_somewhere(document: str) -> None:
+    """Relative links name files that are there, and headings that are in them."""
+    for target, anchor in links(document):
+        path = (ROOT / document).parent / target if target else ROOT / document
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
+
+
+def test_the_links_are_found() -> None:
+    """A test that finds nothing would hold nothing."""
+    assert ("docs/install.md", "") in links("README.md")
+    assert ("", "operations") in links("docs/format.md")
+    assert "what-an-observer-counts" in anchors(ROOT / "docs" / "format.md")
+
+
+def test_every_page_is_in_the_index_of_the_readme() -> None:
+    """Who looks for a page begins there."""
+    assert set() == set(DOCUMENTS) - {"README.md"} - {target for target, _ in links("README.md")}
+
+
+def links(document: str) -> list[tuple[str, str]]:
+    """File and anchor of each link that stays among our files."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text)
+    return [(target, anchor) for target, anchor in found if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings are called in links: letters, digits, _ and -, blanks as -."""
+    text = re.sub(
+        r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
