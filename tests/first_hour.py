@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,13 +60,14 @@ class Hour:
     def chapter(self, title: str) -> None:
         """Begin a part of the story."""
         self.tell(f"## {title}")
+        self.lines.pop()
 
     def tell(self, sentence: str) -> None:
         """Say what it means."""
         if self.is_open:
             self.lines.append("```")
         self.is_open = False
-        self.lines += ["", sentence, ""]
+        self.lines += ["", *textwrap.wrap(sentence, 100, break_on_hyphens=False), ""]
 
     def root(self, command: str, *shown: str, status: int = 0, typed: str = "") -> str:
         """Let the administrator say a command, in /root."""
@@ -89,7 +91,7 @@ class Hour:
         ended, said = self.machine.try_(f"cd ~{user}; {command}", stdin=typed.encode(), user=user)
         assert status == ended, f"{command}\nended with {ended}: {said}"
         if not self.is_open:
-            self.lines.append("```console")
+            self.lines += [""] * bool(self.lines[-1]) + ["```console"]
         self.is_open = True
         self.lines.append(f"{'root#' if user == 'root' else 'bob$'} {command}")
         if typed.endswith(";"):
@@ -114,7 +116,10 @@ SOUND = "sound: nothing differs"
 def install(hour: Hour) -> None:
     """From nothing to a service."""
     hour.chapter("Install")
-    hour.tell("The commands of [install.md](install.md), as they stand there.")
+    hour.tell(
+        "The commands of [install.md](install.md), as they stand there. The last one writes what "
+        "makes it a service, and starts it; the configuration is yours from then on."
+    )
     hour.root("apt install python3-venv", "python3-venv")
     hour.root("python3 -m venv /opt/ingestd")
     hour.root("/opt/ingestd/bin/pip install ingestd-*.whl", "^Processing ./ing")
@@ -207,14 +212,15 @@ def kill(hour: Hour) -> None:
 def fill(hour: Hour) -> None:
     """A disk without room."""
     hour.chapter("The disk is full")
+    hour.tell("80 MB are left; a file of 67 MB comes, and the database has no room for its rows.")
     free = "$(($(df --output=avail --block-size=1 /var/lib/ingestd | tail -1) - 80000000))"
     hour.root(f"fallocate --length {free} /var/lib/ingestd/filler")
     hour.bob(f"cp {BIG} {INBOX}")
     hour.until(STATUS, "disk is full")
     hour.root("df --human-readable /var/lib/ingestd", ".")
     hour.tell(
-        "The file stays in the inbox, nothing is half done that would not be undone or gone on "
-        "with, and the daemon tries again and again. Room is all that it needs:"
+        "The file stays in the inbox. What was committed stays, too, and the daemon tries again "
+        "and again to go on behind it. Room is all that it needs:"
     )
     hour.root("rm /var/lib/ingestd/filler")
     hour.until(STATUS, "nothing queued; 2 taken")
@@ -257,7 +263,10 @@ def upgrade(hour: Hour) -> None:
     hour.root(
         "systemctl status ingestd", "Active: failed", "status=2", "run `ingestd db up", status=3
     )
-    hour.tell("It says what to do, and is not started again and again. Now as it is documented:")
+    hour.tell(
+        "It says what to do, and is not started again and again. Now as it is documented; the "
+        "database as it was is kept beside it."
+    )
     hour.root("systemctl stop ingestd")
     hour.root("/opt/ingestd/bin/pip install --upgrade ingestd-*.whl", "^Processing ./ing")
     hour.root("runuser -u ingestd -- ingestd db upgrade", "^backup:", "→")
@@ -350,6 +359,7 @@ TURNOUT = "SELECT region_name, name, registered_voters, votes_cast FROM v_consti
 def leave(hour: Hour) -> None:
     """The uninstall."""
     hour.chapter("Uninstall")
+    hour.tell("The service goes, and what the install wrote.")
     hour.root("ingestd unit uninstall", "^removed   /etc/systemd", "still there")
     hour.root("systemctl status ingestd", "could not be found", status=4)
     hour.root("ls /var/lib/ingestd /etc/ingestd", "^archive", "^quarantine", "^config.toml")

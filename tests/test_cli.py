@@ -10,10 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,6 +146,16 @@ def refused_file(simulated: Path, truth: Truth) -> Path:
     """The file that has too many bad rows."""
     (told,) = (file for file in truth.files if file["outcome"] == "quarantined")
     return simulated / str(told["path"])
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """With no rights of root's for a while."""
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def is_quiet(answer: Answer) -> bool:
@@ -345,6 +356,21 @@ def test_check_fails_where_the_inbox_is_a_file(ingestd: Ingestd, folder: Path) -
     answer = ingestd("check", "--json")
 
     assert (answer.status, findings(answer)["inbox"]) == (1, "fail")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_database_that_may_not_be_read_is_not_said_to_be_away(ingestd: Ingestd) -> None:
+    """Nor does a working folder that may not be entered stop anybody: it has no configuration."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        url = f"sqlite:///{place}/ingestd.db"
+        assert 0 == ingestd("--database-url", url, "db", "upgrade").status
+        Path(place, "ingestd.db").chmod(0o600)
+        assert 0 == ingestd("--database-url", url, "status").status
+        with as_somebody_else():
+            answer = ingestd("--database-url", url, "status")
+    assert 2 == answer.status
+    assert "uid 65534 may not read it; say this as root or as its owner (uid 0)" in answer.err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -349,7 +349,7 @@ def test_no_password_file_is_an_empty_name(file: Path) -> None:
         ("postgresql://u@h/d", None, "No such file or directory"),
         ("postgresql://u@h/d", b"", "must hold one line"),
         ("postgresql://u@h/d", b"geheim\nzwei\n", "must hold one line"),
-        ("postgresql://u@h/d", b"\xffgeheim", "not UTF-8"),
+        ("postgresql://u@h/d", b"\xffgeheim", "is not UTF-8"),
         ("postgresql://u:geheim@h/d", b"geheim", "has a password already"),
         ("sqlite:///x.db", b"geheim", "only a postgresql:// url has a password"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import stat
@@ -552,11 +553,63 @@ def test_a_reader_reads_everything_and_writes_nothing(databases: Databases, tmp_
             connection.execute(text(f"DROP ROLE {role}"))
 
 
+@pytest.mark.slow
+@POSTGRESQL
+def test_a_superuser_grants_where_the_services_role_may_not(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """It is said who may; and what the service's role makes later can be read all the same."""
+    service, role = (f"{name}_{uuid.uuid4().hex[:8]}" for name in ("service", "reader"))
+    with databases.fresh("postgresql") as url:
+        with opened(url) as engine:
+            write(
+                engine,
+                f"CREATE ROLE {service} LOGIN",
+                f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {service}",
+                f"GRANT CREATE ON SCHEMA public TO {service}",
+                f"ALTER TABLE alembic_version OWNER TO {service}",
+            )
+        as_service, as_reader = (
+            make_url(url).set(username=each).render_as_string(hide_password=False)
+            for each in (service, role)
+        )
+        refused = Place(tmp_path, as_service).run("db", "grant-reader", role)
+        assert 2 == refused.returncode
+        assert f"{service} may not make or change roles" in refused.stderr
+        assert f"db grant-reader {role}" in refused.stderr
+        assert 0 == Place(tmp_path, url).run("db", "grant-reader", role).returncode
+        with opened(as_service) as engine:
+            write(engine, "CREATE TABLE later (id INTEGER)")
+        with opened(as_reader) as engine, engine.connect() as connection:
+            assert 0 == connection.scalar(text("SELECT count(*) FROM later"))
+        with opened(url) as engine:
+            write(engine, f"DROP OWNED BY {role}, {service}", f"DROP ROLE {role}, {service}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody")
+def test_what_root_restores_belongs_to_the_owner_of_its_folder(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """Else the service could not write its own database."""
+    kept, folder = tmp_path / "kept.db", tmp_path / "service"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    with databases.fresh("sqlite") as url:
+        Backups(url=url).make(kept)
+    Backups(url=f"sqlite:///{folder / 'restored.db'}").restore(kept)
+    with opened(f"sqlite:///{kept}", writer=False) as engine:
+        copy(engine, f"sqlite:///{folder / 'copied.db'}", on_progress=quiet)
+
+    owners = {(made.stat().st_uid, made.stat().st_gid) for made in folder.iterdir()}
+    assert {(65534, 65534)} == owners
+
+
 def test_sqlite_says_how_to_read_and_not_write(sqlite_url: str, tmp_path: Path) -> None:
     """The very commands, and they hold: a read-only connection cannot write."""
     answer = Place(tmp_path, sqlite_url).run("db", "grant-reader", "observer")
 
     assert 0 == answer.returncode
+    assert "\\n" not in answer.stdout
     (uri,) = re.findall(r'sqlite3.connect\("([^"]+)", uri=True\)', answer.stdout)
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         assert [] == connection.execute("SELECT * FROM v_files").fetchall()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -97,7 +98,8 @@ def mistakes(told: str) -> Iterator[str]:
 
 def is_one(words: list[str]) -> bool:
     """Whether our program knows all names and options; what words stand for is not looked at."""
-    here, flags, options = LIST, {"--help"}, set()
+    here: Any = LIST
+    flags, options = {"--help"}, set[str]()
     left = iter(words)
     for word in left:
         for each in here.params:
@@ -152,8 +154,8 @@ def things(url: str) -> dict[str, str]:
             "forget JOB": f"{jobs['completed']} --yes",
             "make-current JOB": jobs["superseded"],
             "JOB": bad,
-            "ID": str(session.query(Alert).first().id),
-            "CONTRACT": session.query(Constituency).first().contract_id,
+            "ID": str(session.query(Alert.id).limit(1).scalar()),
+            "CONTRACT": session.query(Constituency.contract_id).limit(1).scalar(),
             "try FILE": shlex.quote(str(next(Path("sim/drop").rglob("*.csv")))),
             "backup FILE": "kept.db",
             "restore FILE": "kept.db --database-url sqlite:///restored.db",

@@ -189,7 +189,8 @@ def _inotify(inbox: Path, *, is_used: bool) -> Iterator[Finding]:
         told = f"{folders} folders, fs.inotify.max_user_watches is {most}: raise it"
         yield Finding("events", "warn", f"{told}, or files may be found by looking only")
     else:
-        yield Finding("events", "ok", f"{folders} folders to watch, {most} are allowed")
+        there = "1 folder" if folders == 1 else f"{folders} folders"
+        yield Finding("events", "ok", f"{there} to watch, {most} are allowed")
 
 
 def _limit(name: str) -> int | None:
