@@ -1,6 +1,7 @@
 """What the documents say is what the code does."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,21 @@ def test_every_kind_of_refusal_is_explained(kind: str) -> None:
 def test_the_configuration_is_told_as_it_is() -> None:
     """`make docs` writes it."""
     assert config.reference() == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """What others wrote is there since it is better than our own lines; the page says why."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    asked = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *(each for more in project["project"]["optional-dependencies"].values() for each in more),
+    ]
+    names = {re.split(r"[\[<>=; ]", each)[0].lower() for each in asked} - {"ingestd"}
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").lower()
+    reasons = page.split("## dependencies")[1].split("\n## ")[0]
+
+    assert [] == sorted(name for name in names if name not in reasons)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
