@@ -269,7 +269,7 @@ def upgrade(hour: Hour) -> None:
     )
     hour.root("systemctl stop ingestd")
     hour.root("/opt/ingestd/bin/pip install --upgrade ingestd-*.whl", "^Processing ./ing")
-    hour.root("runuser -u ingestd -- ingestd db upgrade", "^backup:", "→")
+    hour.root("runuser -u ingestd -- ingestd db upgrade", "^backup:", "→", "^the rules")
     hour.root("runuser -u ingestd -- ingestd fsck --quick --repair", SOUND)
     hour.root("ingestd unit install --now", "^kept")
     hour.root("systemctl is-active ingestd", "^active")

@@ -50,8 +50,10 @@ def upgrade(
     of it, or nothing.
     """
     from ingestd import migrate
+    from ingestd.cli import screen
 
-    _change(flags, revision, migrate.upgrade, is_kept=is_kept)
+    if _change(flags, revision, migrate.upgrade, is_kept=is_kept):
+        screen.say("the rules may find more than they did; next: ingestd fsck --quick --repair")
 
 
 def downgrade(
@@ -77,8 +79,8 @@ def downgrade(
 
 def _change(
     flags: Flags, revision: str, change: Callable[[str, str], None], *, is_kept: bool
-) -> None:
-    """Keep what is there, then change it; where there is nothing to do, nothing is kept."""
+) -> bool:
+    """Keep what is there, then change it; says whether anything was there and is changed now."""
     from ingestd import migrate
     from ingestd.cli import screen
 
@@ -92,6 +94,7 @@ def _change(
     after = _revision(flags)
     same = "was already at" if before == after else f"{before or 'empty'} →"
     screen.say(f"the schema {same} {after or 'empty'}")
+    return before not in (None, after)
 
 
 def current(flags: Flags) -> None:

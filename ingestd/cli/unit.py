@@ -110,7 +110,7 @@ def install(
     if not is_now:
         screen.say("  systemctl enable --now ingestd     start it, now and at every boot")
     screen.say("  usermod -aG ingestd-drop NAME      NAME may put files into the inbox")
-    screen.say(f"  cp FILE {unit.HOME}/inbox/   and it is taken")
+    screen.say(f"  cp FILE {unit.HOME}/inbox/    and it is taken")
     screen.say("  systemctl status ingestd           how it goes; journalctl -u ingestd tells more")
 
 
