@@ -10,6 +10,10 @@ from ingestd import config
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+WARNING = re.compile(
+    r'(?:log\.(?:warning|error|exception)\(|_say_once\((?:odd, [^"]+, )?)\s*"([a-z_]+)"'
+)
+OBSTACLES = ("full", "not_writable", "failing")
 PIPELINE = ROOT / "ingestd" / "pipeline"
 KIND = re.compile(
     r"""kind="([a-z0-9_]+)"
@@ -42,6 +46,21 @@ def test_every_kind_of_refusal_is_explained(kind: str) -> None:
 def test_the_configuration_is_told_as_it_is() -> None:
     """`make docs` writes it."""
     assert config.reference() == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+
+def events() -> set[str]:
+    """Every warning and error that the program logs; those of obstacles are put together."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "ingestd").rglob("*.py")]
+    told = {event for text in sources for event in WARNING.findall(text)}
+    places = ("inbox", "archive", "quarantine")
+    return told | {f"{place}_{what}" for place in places for what in OBSTACLES}
+
+
+def test_every_warning_of_the_log_is_explained() -> None:
+    """Who reads the journal must find what to do."""
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    assert {"storage_away", "folder_not_readable", "archive_full"} <= events()
+    assert [] == sorted(event for event in events() if f"`{event}`" not in page)
 
 
 def test_every_dependency_has_its_reason() -> None:
