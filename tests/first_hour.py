@@ -200,7 +200,7 @@ def kill(hour: Hour) -> None:
         "status=9/KILL",
         "Scheduled restart",
         "jobs_taken_over",
-        '_0900-1000.csv.*"read": 22124',
+        r"_0900-1000.csv.*read\W+22124",
     )
     hour.tell(
         "systemd started it again; it took its own job over and went on behind the last commit. "
@@ -224,10 +224,10 @@ def fill(hour: Hour) -> None:
     )
     hour.root("rm /var/lib/ingestd/filler")
     hour.until(STATUS, "nothing queued; 2 taken")
+    hour.root("journalctl -u ingestd -p warning", "storage_away")
     hour.root(
         "journalctl --no-pager --output=cat --unit=ingestd",
-        "storage_away",
-        '_0800-0900.csv.*"read": 33812',
+        r"_0800-0900.csv.*read\W+33812",
         "storage_back",
     )
     hour.root(FSCK, "^transactions", SOUND)

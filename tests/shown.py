@@ -35,6 +35,14 @@ ELSEWHERE = {
         ".ci/run",
         "INGESTD_TEST_DATABASES=sqlite",
     ),
+    "journalctl -u ingestd INGESTD_EVENT=file_quarantined": (
+        "tests/test_service.py",
+        "INGESTD_EVENT=",
+    ),
+    "journalctl -u ingestd INGESTD_PATH=77/x.csv -o verbose": (
+        "tests/test_service.py",
+        "INGESTD_PATH",
+    ),
     "make demo": ("tests/test_shown.py", '"tests/demo.py"'),
     "make test": (".ci/run", "make test"),
     "pip install '.[postgresql]'": (".ci/run", "install --editable '.[dev]'"),
