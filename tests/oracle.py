@@ -51,7 +51,7 @@ def judge(sessions: Sessions) -> None:
     thresholds = Thresholds(
         values={name: float(getattr(told, name)) for name in told.thresholds()},
         overrides={},
-        empty_hours_published=told.empty_hours_published,
+        held=Alerts(),
         voting_hours=told.voting_hours,
         first_hour=told.first_hour,
     )

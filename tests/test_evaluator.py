@@ -26,6 +26,7 @@ from ingestd.models import (
 from ingestd.pipeline.evaluator import Evaluator, Thresholds
 from ingestd.pipeline.step import Step
 from ingestd.simulate import Plan, simulate
+from ingestd.thresholds import Alerts
 
 from . import oracle
 from .conftest import Did
@@ -48,7 +49,7 @@ def evaluator(
     thresholds: dict[str, Any] = {
         "values": {name: float(getattr(told, name)) for name in told.thresholds()},
         "overrides": {},
-        "empty_hours_published": True,
+        "held": Alerts(),
         "voting_hours": HOURS,
         "first_hour": 8,
     }

@@ -56,14 +56,17 @@ from ingestd.pipeline.slot import WHOLE
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.surprises import Group, Surprise
 from ingestd.pipeline.touched import ACCEPTED, chunks, insert_missing, start_of, transaction
+from ingestd.thresholds import Alerts, MissingHour
 
 TOLD = (
     *("coverage", "bulletin_velocity", "vote_velocity"),
+    *("bulletin_velocity_ewma", "vote_velocity_ewma"),
     *("expected_bulletins", "expected_votes", "phi", "z_bulletins", "z_votes"),
 )
 """The columns of an hour that are the evaluator's, with `status`."""
 
-_DECIMALS = np.array([3, 3, 3, 3, 3, 4, 2, 2])
+_DECIMALS = np.array([3, 3, 3, 3, 3, 3, 3, 4, 2, 2])
+HALF_LIFE_HOURS = 2.0
 _LEAST_COVERAGE = 0.25
 _BUSY = timedelta(seconds=60)
 _CELLS_AT_ONCE, _ROWS_AT_ONCE = 20_000, 5_000
@@ -81,7 +84,7 @@ class Thresholds:
 
     values: Mapping[str, float]
     overrides: Mapping[str, Mapping[str, float]]
-    empty_hours_published: bool
+    held: Alerts
     voting_hours: int
     first_hour: int
 
@@ -246,7 +249,7 @@ def read_votings(session: Session) -> list[Voting]:
     query = (
         select(
             *(c.id, c.contract_id, c.name, c.region_code, c.region_name, c.election_id),
-            *(c.registered_voters, c.voting_start, c.voting_end),
+            *(c.registered_voters, c.voting_start, c.voting_end, c.timezone),
             election.c.name.label("election"),
             election.c.type.label("election_type"),
         )
@@ -265,6 +268,7 @@ def read_votings(session: Session) -> list[Voting]:
             roll=row.registered_voters,
             start=fleet.hour_near(row.voting_start),
             end=fleet.hour_near(row.voting_end),
+            zone=row.timezone,
         )
         for row in session.execute(query)
     ]
@@ -282,12 +286,12 @@ def read_rows(
 
 
 def _read(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tuple[uuid.UUID, Rows]]:
-    files: dict[uuid.UUID, list[tuple[str | None, bool, int]]] = {}
+    files: dict[uuid.UUID, list[fleet.Told]] = {}
     whose = () if wanted is None else (job.c.constituency_id.in_(wanted),)
     query = (
         select(
             *(_text_of(session, job.c.constituency_id), job.c.slot, job.c.is_cumulative),
-            job.c.slot_bulletins + job.c.slot_votes,
+            *(job.c.slot_bulletins + job.c.slot_votes, job.c.rows_read),
         )
         .where(
             job.c.status == JobState.COMPLETED,
@@ -299,7 +303,8 @@ def _read(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tupl
     )
     for key, group in groupby(_streamed(session, query), itemgetter(0)):
         files[uuid.UUID(key)] = [
-            (slot, bool(total), int(number)) for _, slot, total, number in group
+            fleet.Told(slot, bool(total), int(number), int(rows))
+            for _, slot, total, number, rows in group
         ]
     whose = () if wanted is None else (hourly.c.constituency_id.in_(wanted),)
     for key, group in groupby(_streamed(session, _hours(session).where(*whose)), itemgetter(0)):
@@ -440,10 +445,11 @@ def judge(
     spans = fleet.windows(votings, usual_hours=thresholds.voting_hours)
     shifts = _shifts(votings, rows)
     covered = {voting.id: _covered(rows[voting.id], shifts[voting.region]) for voting in votings}
+    has_empty = any(rows[voting.id].has_empty_file for voting in votings)
     judged = Judged(shifts={voting.id: shifts[voting.region] for voting in votings})
     cells: dict[uuid.UUID, _Cells] = {}
     for group in fleet.grouped(votings, spans):
-        cells |= _judge_group(judged, group, spans, rows, covered, thresholds)
+        cells |= _judge_group(judged, group, spans, rows, covered, thresholds, has_empty=has_empty)
     for voting in votings:
         _compare(judged, voting, rows[voting.id], covered[voting.id], cells.get(voting.id))
     return judged
@@ -466,13 +472,15 @@ def _covered(rows: Rows, shift: int) -> dict[int, float]:
     return shares
 
 
-def _judge_group(
+def _judge_group(  # noqa: PLR0913 - a group has this many sides
     judged: Judged,
     votings: Sequence[Voting],
     spans: Mapping[uuid.UUID, Window],
     rows: Mapping[uuid.UUID, Rows],
     covered: Mapping[uuid.UUID, Mapping[int, float]],
     thresholds: Thresholds,
+    *,
+    has_empty: bool,
 ) -> dict[uuid.UUID, _Cells]:
     hours = max(spans[voting.id].hours for voting in votings)
     coverage = np.zeros((len(votings), hours))
@@ -497,7 +505,7 @@ def _judge_group(
         np.array([spans[voting.id].hours for voting in votings], np.int64),
         starts,
         region[0],
-        has_empty_hours=thresholds.empty_hours_published,
+        empty=_empty_hours(votings, thresholds, has_empty=has_empty),
         ballots=counts["bulletins"] + counts["votes"],
     )
     limits = _limits(votings, thresholds)
@@ -527,6 +535,22 @@ def _judge_group(
     }
 
 
+def _empty_hours(
+    votings: Sequence[Voting], thresholds: Thresholds, *, has_empty: bool
+) -> fleet.EmptyHours:
+    """Whether hours without a file were empty: the settings of `missing_hour` say it, for each."""
+    held: dict[tuple[str, str], MissingHour] = {}
+    for voting in votings:
+        whose = voting.election, voting.election_type
+        if whose not in held:
+            held[whose] = thresholds.held.for_election(*whose).missing_hour
+    mine = [held[voting.election, voting.election_type] for voting in votings]
+    return fleet.EmptyHours(
+        are_published=np.array([one.publishes_empty(seen=has_empty) for one in mine], bool),
+        least_expected=np.array([float(one.least_expected) for one in mine]),
+    )
+
+
 def _limits(votings: Sequence[Voting], thresholds: Thresholds) -> dict[str, Floats]:
     """Every threshold by constituency: an election's own, its type's, the fleet's."""
     values = dict(thresholds.values)
@@ -544,13 +568,10 @@ def _told(group: Group, figures: surprises.Figures | None, here: fleet.Delivered
     """The evaluator's columns as they are stored; nan is null."""
     unknown = here.coverage <= 0
     covered = np.maximum(here.coverage, _LEAST_COVERAGE)
-    columns = [
-        here.coverage,
-        *(
-            np.where(unknown, np.nan, group.counts[name] / covered)
-            for name in ("bulletins", "votes")
-        ),
+    velocities = [
+        np.where(unknown, np.nan, group.counts[name] / covered) for name in ("bulletins", "votes")
     ]
+    columns = [here.coverage, *velocities, *map(smoothed, velocities)]
     if figures is None:
         columns += [np.full(unknown.shape, np.nan)] * (len(TOLD) - len(columns))
     else:
@@ -559,6 +580,22 @@ def _told(group: Group, figures: surprises.Figures | None, here: fleet.Delivered
         columns += [np.where(known, values, np.nan) for values in series]
         columns += [figures.bulletins.z, figures.votes.z]
     return _rounded(np.stack(columns, axis=2))
+
+
+def smoothed(velocity: Floats) -> Floats:
+    """Smooth velocities by hour of vote: the mean of those known so far; nan where these are.
+
+    A weight halves in two hours (docs/querying.md, "Hours").
+    """
+    out = np.full(velocity.shape, np.nan)
+    total, weight = np.zeros(len(velocity)), np.zeros(len(velocity))
+    fades = 0.5 ** (1 / HALF_LIFE_HOURS)
+    for hour in range(velocity.shape[1]):
+        known = ~np.isnan(velocity[:, hour])
+        total = fades * total + np.where(known, velocity[:, hour], 0.0)
+        weight = fades * weight + known
+        out[known, hour] = total[known] / weight[known]
+    return out
 
 
 def _rounded(told: Floats) -> Floats:

@@ -294,7 +294,7 @@ def _gaps(
             here.setdefault(row.constituency_id, set()).add(row.slot)
     for owner, (begin, end) in spans.items():
         held = feed.held(owner).missing_hour
-        are_published = held.empty_hours == "yes" or (held.empty_hours == "auto" and has_empty)
+        are_published = held.publishes_empty(seen=has_empty)
         runs: list[list[str]] = []
         slot, was_missing = begin, False
         while slot[: len(end)] <= end:

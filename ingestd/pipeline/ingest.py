@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.db import Clock, is_postgresql
+from ingestd.elections import Elections
 from ingestd.errors import (
     FileChanged,
     FileRefused,
@@ -97,6 +98,7 @@ class Terms:
     archive: Path
     quarantine: Path
     alerts: Alerts = field(default_factory=Alerts)
+    elections: Elections = field(default_factory=Elections)
 
 
 @dataclass(slots=True)
@@ -157,6 +159,7 @@ class Ingest:
                     sessions=self.sessions,
                     limits=self.terms.read,
                     archive_to=self.terms.archive if self.terms.is_archiving else None,
+                    elections=self.terms.elections,
                     now=self.clock(),
                     on_step=self.on_step,
                 )
@@ -302,7 +305,9 @@ class Ingest:
             ledger.hold_numbers(session, {delivery.contract_id for _, delivery, _ in deliveries})
             for csv, delivery, places in deliveries:
                 if delivery.contract_id:
-                    stats.ensure_constituency(session, delivery.contract_id, places)
+                    stats.ensure_constituency(
+                        session, delivery.contract_id, places, self.terms.elections
+                    )
                 job = ledger.record(session, delivery, self.clock())
                 if job is None:
                     message = "the same bytes are being worked on under another name"

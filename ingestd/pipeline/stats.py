@@ -31,6 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
+from ingestd.elections import Elections
 from ingestd.models import (
     Alert,
     Constituency,
@@ -78,6 +79,7 @@ _COUNTS = (
     "transaction_count",
 )
 _YEARS = range(MINYEAR + 1, MAXYEAR)
+_NOTHING_KNOWN = Elections()
 _PROTOCOL = ("createContract", "startVoting", "finishVoting", "results")
 hourly = table_of(HourlyStats)
 ledgered = table_of(FileProcessing)
@@ -97,23 +99,35 @@ def constituency_id_of(contract_id: str) -> uuid.UUID:
     return uuid.uuid5(_NAMES, f"contract|{contract_id}")
 
 
-def ensure_constituency(session: Session, contract_id: str, places: Iterable[Place]) -> uuid.UUID:
+def ensure_constituency(
+    session: Session,
+    contract_id: str,
+    places: Iterable[Place],
+    known: Elections = _NOTHING_KNOWN,
+) -> uuid.UUID:
     """Create a constituency when it is first seen; complete its names when a path tells them.
 
-    Where several paths tell, the smallest in sort order wins.
+    Where several paths tell, the smallest in sort order wins; what is `known` of elections wins
+    over all of them.
     """
     key = constituency_id_of(contract_id)
     constituency = session.get(Constituency, key)
     if constituency is None:
         insert_missing(session, table_of(Constituency), [{"id": key, "contract_id": contract_id}])
         constituency = session.get_one(Constituency, key)
+        if contract_id in known.contracts:
+            _name(session, constituency, None, known)
     for place in places:
         if constituency.named_by is None or place.path < constituency.named_by:
-            _name(session, constituency, place)
+            _name(session, constituency, place, known)
     return key
 
 
-def ensure_constituencies(session: Session, places: Mapping[str, Sequence[Place]]) -> None:
+def ensure_constituencies(
+    session: Session,
+    places: Mapping[str, Sequence[Place]],
+    known: Elections = _NOTHING_KNOWN,
+) -> None:
     """Do the same for many contracts; one question says that there is nothing to do for most."""
     keys = {constituency_id_of(contract_id): contract_id for contract_id in places}
     named = select(Constituency.id, Constituency.named_by).where(Constituency.id.in_(keys))
@@ -124,15 +138,19 @@ def ensure_constituencies(session: Session, places: Mapping[str, Sequence[Place]
         named_by = here.get(key)
         tells_more = any(named_by is None or place.path < named_by for place in told)
         if key not in here or tells_more:
-            ensure_constituency(session, keys[key], told)
+            ensure_constituency(session, keys[key], told, known)
 
 
 _DUE = insert(table_of(EvaluationDue))
 
 
-def mark_due(session: Session, constituency_id: uuid.UUID) -> None:
-    """Let the evaluator know, in the same commit, that a constituency's peers must be looked at."""
-    session.connection().execute(_DUE, {"id": uuid.uuid4(), "constituency_id": constituency_id})
+def mark_due(session: Session, constituency_id: uuid.UUID, *, is_anew: bool = False) -> None:
+    """Let the evaluator know, in the same commit, that a constituency's peers must be looked at.
+
+    `is_anew`: what its own rules are held to has changed, so they look at all of it again.
+    """
+    mark = {"id": uuid.uuid4(), "constituency_id": constituency_id, "is_anew": is_anew}
+    session.connection().execute(_DUE, mark)
 
 
 def has_due(session: Session) -> bool:
@@ -145,18 +163,42 @@ def number_due(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(EvaluationDue)) or 0
 
 
-def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
-    mark_due(session, constituency.id)
+def _name(
+    session: Session, constituency: Constituency, place: Place | None, known: Elections
+) -> None:
     constituency.named_by = place.path if place else None
     constituency.region_code = place.region_code if place else None
     constituency.region_name = place.region_name if place else None
     constituency.name = place.constituency if place else None
     former = constituency.election_id
+    told = place.election if place else None
+    move_to(session, constituency, known.contracts.get(constituency.contract_id, told), known)
+    # What was judged before belonged elsewhere, where other thresholds may hold.
+    has_moved = former != constituency.election_id and constituency.last_activity is not None
+    mark_due(session, constituency.id, is_anew=has_moved)
+
+
+def describe(election: Election, known: Elections) -> None:
+    """Let an election be what a person says of it."""
+    told = known.get(election.name)
+    election.type = told.type if told else None
+    election.country = told.country if told else None
+    election.timezone = told.timezone if told else None
+
+
+def move_to(
+    session: Session, constituency: Constituency, name: str | None, known: Elections
+) -> None:
+    """Let a constituency belong to the election of this name; one that nobody needs goes."""
+    former = constituency.election_id
     constituency.election_id = None
-    if place and place.election:
-        key = uuid.uuid5(_NAMES, f"election|{place.election}")
+    constituency.timezone = known.zone_of(name, constituency.region_code)
+    if name:
+        key = uuid.uuid5(_NAMES, f"election|{name}")
         if session.get(Election, key) is None:
-            insert_missing(session, table_of(Election), [{"id": key, "name": place.election}])
+            insert_missing(session, table_of(Election), [{"id": key, "name": name}])
+            if known.get(name):
+                describe(session.get_one(Election, key), known)
         constituency.election_id = key
     session.flush()
     if former and former != constituency.election_id:
@@ -172,10 +214,16 @@ def named_by(session: Session, constituency_id: uuid.UUID) -> str | None:
     return session.scalar(select(Constituency.named_by).where(Constituency.id == constituency_id))
 
 
-def name_anew(session: Session, constituency_id: uuid.UUID, places: Iterable[Place]) -> None:
+def name_anew(
+    session: Session,
+    constituency_id: uuid.UUID,
+    places: Iterable[Place],
+    known: Elections = _NOTHING_KNOWN,
+) -> None:
     """Forget the names of a constituency, and take those that `places` tell."""
     constituency = session.get_one(Constituency, constituency_id)
-    _name(session, constituency, min(places, key=lambda place: place.path, default=None))
+    place = min(places, key=lambda place: place.path, default=None)
+    _name(session, constituency, place, known)
 
 
 def drop_if_unused(session: Session, constituency_id: uuid.UUID) -> None:
@@ -186,7 +234,7 @@ def drop_if_unused(session: Session, constituency_id: uuid.UUID) -> None:
             return
     constituency = session.get(Constituency, constituency_id)
     if constituency is not None:
-        _name(session, constituency, None)
+        _name(session, constituency, None, _NOTHING_KNOWN)
         session.execute(delete(HourlyStats).where(HourlyStats.constituency_id == constituency_id))
         session.delete(constituency)
 
