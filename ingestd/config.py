@@ -516,6 +516,13 @@ class Settings(BaseSettings):
     elections: Elections = Elections()
     log: Log = Log()
 
+    @property
+    def held(self) -> Alerts:
+        """The thresholds of the alerts; contracts of known elections must be here, too."""
+        expected = (*self.alerts.constituency_missing.contracts, *self.elections.contracts)
+        table = self.alerts.constituency_missing.model_copy(update={"contracts": expected})
+        return self.alerts.model_copy(update={"constituency_missing": table})
+
     @classmethod
     def settings_customise_sources(
         cls,

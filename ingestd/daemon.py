@@ -138,7 +138,7 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         is_archiving=is_archiving,
         archive=settings.watch.archive,
         quarantine=settings.watch.quarantine,
-        alerts=settings.alerts,
+        alerts=settings.held,
         elections=settings.elections,
     )
 
@@ -269,7 +269,7 @@ def make_evaluator(settings: Settings, ingest: Ingest) -> Evaluator:
         Thresholds(
             values=numbers,
             overrides=told.overrides,
-            held=settings.alerts,
+            held=settings.held,
             voting_hours=told.voting_hours,
             first_hour=told.first_hour,
         ),

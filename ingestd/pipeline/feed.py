@@ -482,7 +482,10 @@ class Covered:
 
 
 def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
-    """Tell for each constituency and hour what is here, in the order of contracts."""
+    """Tell for each constituency and hour what is here, in the order of contracts.
+
+    Then those that the settings expect and of which nothing ever came.
+    """
     feed = _Feed(session, held)
     lacking: dict[uuid.UUID, list[list[str]]] = {}
     watermark = feed.watermark(held.missing_hour.watermark)
@@ -511,6 +514,9 @@ def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
             has_whole=owner in feed.with_whole,
             slots=dict(sorted(slots.items())),
         )
+    known = {row.contract_id for row in feed.constituencies.values()}
+    for contract in sorted({*held.constituency_missing.contracts} - known):
+        yield Covered(contract, None, None, has_files=False, has_whole=False, slots={})
 
 
 def _state(row: AnyRow, former: str | None) -> str:

@@ -138,9 +138,9 @@ def _describe(session: Session, former: Standard | None, known: Elections) -> No
 
 
 def _assign(session: Session, former: Standard | None, known: Elections) -> set[uuid.UUID]:
-    """Let constituencies belong where the settings, else their folders, say; give those moved."""
+    """Let constituencies belong where the settings, else their folders, say; give those changed."""
     named = {*known.contracts, *(former.elections.contracts if former else ())}
-    moved: set[uuid.UUID] = set()
+    changed: set[uuid.UUID] = set()
     names = {each.id: each.name for each in session.scalars(select(Election))}
     for each in session.scalars(select(Constituency).order_by(Constituency.id)):
         name = names.get(each.election_id) if each.election_id else None
@@ -148,13 +148,14 @@ def _assign(session: Session, former: Standard | None, known: Elections) -> set[
             wanted = known.contracts.get(each.contract_id) or _told_by_folders(each)
             if wanted != name:
                 stats.move_to(session, each, wanted, known)
-                moved.add(each.id)
+                changed.add(each.id)
                 name = wanted
         zone = known.zone_of(name, each.region_code)
         if each.timezone != zone:
             each.timezone = zone
+            changed.add(each.id)  # its alerts tell local time
     session.flush()
-    return moved
+    return changed
 
 
 def _told_by_folders(constituency: Constituency) -> str | None:

@@ -170,12 +170,13 @@ def _name(
     constituency.region_code = place.region_code if place else None
     constituency.region_name = place.region_name if place else None
     constituency.name = place.constituency if place else None
-    former = constituency.election_id
+    former = constituency.election_id, constituency.timezone
     told = place.election if place else None
     move_to(session, constituency, known.contracts.get(constituency.contract_id, told), known)
     # What was judged before belonged elsewhere, where other thresholds may hold.
-    has_moved = former != constituency.election_id and constituency.last_activity is not None
-    mark_due(session, constituency.id, is_anew=has_moved)
+    has_moved = former != (constituency.election_id, constituency.timezone)
+    had_rows = constituency.last_activity is not None
+    mark_due(session, constituency.id, is_anew=has_moved and had_rows)
 
 
 def describe(election: Election, known: Elections) -> None:
