@@ -1,0 +1,273 @@
+"""What elections are held to: types and zones by the settings, and what changes when these do."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.config import Settings
+from ingestd.elections import Elections
+from ingestd.models import Alert, Constituency, Election, Evaluation, EvaluationDue
+from ingestd.pipeline.ingest import Ingest
+from ingestd.pipeline.standard import Standard, review_due, take_up
+
+from . import oracle
+from .conftest import Did, DropFile, Voting
+from .elections import Drawn, key_of, write
+from .running import Start, open_sessions, soon
+from .test_evaluator import drawn as drawn  # noqa: PLC0414 - a fixture
+from .test_evaluator import evaluator, marks, types
+
+Sessions = sessionmaker[Session]
+DUMA = "Выборы депутатов думы"
+QUIET: dict[str, Any] = {"types": {"local": {"reject_share": {"enabled": False}}}}
+"""What elections of one type are not asked."""
+LOCAL: dict[str, Any] = {DUMA: {"type": "local", "timezone": "Asia/Kamchatka", "country": "RU"}}
+
+
+def standard(**settings: Any) -> Standard:
+    """What holds by these settings, [statistics] left out."""
+    told = Settings.model_validate(settings)
+    return Standard(
+        alerts=told.held,
+        elections=told.elections,
+        statistics=told.statistics.model_dump(mode="json"),
+    )
+
+
+def hold(ingest: Ingest, **settings: Any) -> int:
+    """Let other settings hold, as a start does; gives how many constituencies were judged anew."""
+    now = standard(**settings)
+    ingest.terms = replace(ingest.terms, alerts=now.alerts, elections=now.elections)
+    with ingest.sessions.begin() as session:
+        take_up(session, now)
+    return review_due(ingest, lambda: False)
+
+
+def open_rules(sessions: Sessions) -> set[str]:
+    """The rules with an open alert."""
+    with sessions() as session:
+        return set(session.scalars(select(Alert.type).where(Alert.cleared_at.is_(None))))
+
+
+def the_election(sessions: Sessions) -> Election:
+    """The only election."""
+    with sessions() as session:
+        return session.scalars(select(Election)).one()
+
+
+@pytest.fixture
+def torn(voting: Voting) -> list[str]:
+    """An hour with a row that cannot be read."""
+    return [*voting.ballots(8, 30), "torn"]
+
+
+@pytest.fixture
+def in_duma(voting: Voting) -> str:
+    """Where a file of that election lies."""
+    return f"41 - Камчатский край/{DUMA}/Округ №1/{voting.contract}/{voting.name(8)}"
+
+
+def test_an_election_is_what_the_settings_say_of_it(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, torn: list[str], in_duma: str
+) -> None:
+    """Its type, from the first commit on; thresholds of the type hold for it."""
+    hold(ingest, alerts=QUIET, elections=LOCAL)
+    ingest.take(drop_file(in_duma, torn))
+    told = the_election(sessions)
+    assert (DUMA, "local", "Asia/Kamchatka", "RU") == (
+        *(told.name, told.type, told.timezone, told.country),
+    )
+    assert set() == open_rules(sessions)
+    assert [] == oracle.unsound(sessions)
+
+
+@pytest.mark.promise(31)
+def test_what_is_stored_is_judged_again_when_a_threshold_changes(
+    sessions: Sessions,
+    ingest: Ingest,
+    drop_file: DropFile,
+    torn: list[str],
+    in_duma: str,
+    did: Did,
+) -> None:
+    """Cleared and raised without a new file; the same settings again change nothing."""
+    ingest.take(drop_file(in_duma, torn))
+    assert {"reject_share"} == open_rules(sessions)
+    assert 1 == hold(ingest, alerts=QUIET, elections=LOCAL)
+    assert set() == open_rules(sessions)
+    assert 0 == hold(ingest, alerts=QUIET, elections=LOCAL)
+    assert 1 == hold(ingest)
+    assert {"reject_share"} == open_rules(sessions)
+    assert None is the_election(sessions).type
+    assert [] == oracle.unsound(sessions)
+    did("changed thresholds and back", changes=2)
+
+
+def test_only_who_is_held_to_something_else_is_judged_again(
+    ingest: Ingest, drop_file: DropFile, torn: list[str], in_duma: str
+) -> None:
+    """A threshold of one election concerns nobody else."""
+    ingest.take(drop_file(in_duma, torn))
+    for _ in range(2):
+        other = Voting(contract=Voting().new_id())
+        ingest.take(drop_file(other.name(8), other.ballots(8, 2)))
+    hold(ingest)
+    assert 1 == hold(ingest, alerts={"elections": {DUMA: {"reject_share": {"enabled": False}}}})
+
+
+def test_a_kill_between_the_change_and_its_work_loses_neither(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, torn: list[str], in_duma: str
+) -> None:
+    """What is to be judged again is written down with the change."""
+    ingest.take(drop_file(in_duma, torn))
+    hold(ingest)
+    now = standard(alerts=QUIET, elections=LOCAL)
+    with sessions.begin() as session:
+        assert 1 == take_up(session, now)
+    # The next process finds that nothing has changed, and the work still there.
+    with sessions.begin() as session:
+        assert None is take_up(session, now)
+    ingest.terms = replace(ingest.terms, alerts=now.alerts, elections=now.elections)
+    assert 0 == review_due(ingest, lambda: True)
+    assert {"reject_share"} == open_rules(sessions)
+    assert 1 == review_due(ingest, lambda: False)
+    assert set() == open_rules(sessions)
+    with sessions() as session:
+        assert not session.scalars(select(EvaluationDue).where(EvaluationDue.is_anew)).all()
+
+
+def test_a_standard_that_nobody_can_read_is_a_change(sessions: Sessions, ingest: Ingest) -> None:
+    """As after an upgrade: what the tables were judged by is not known, or means something else."""
+    hold(ingest)
+    with sessions.begin() as session:
+        turn = session.scalars(select(Evaluation)).one()
+        assert standard() == Standard.read(turn.judged_by)
+        turn.judged_by = '{"alerts": {"no_such_rule": {}}}'
+        session.flush()
+        assert 0 == take_up(session, standard())
+    assert None is Standard.read(None)
+
+
+def test_which_file_told_the_election_first_makes_no_difference(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, torn: list[str]
+) -> None:
+    """Its thresholds hold for what was delivered before anybody knew of it."""
+    held = {"elections": {"Duma": {"reject_share": {"enabled": False}}}}
+    hold(ingest, alerts=held)
+    ingest.take(drop_file(voting.name(8), torn))
+    assert {"reject_share"} == open_rules(sessions)
+    place = f"77 - Moscow/Duma/Nr 1/{voting.contract}/{voting.name(9)}"
+    ingest.take(drop_file(place, voting.ballots(9, 2)))
+    assert 1 == review_due(ingest, lambda: False)
+    assert set() == open_rules(sessions)
+
+
+def test_contracts_belong_where_the_settings_say(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, in_duma: str
+) -> None:
+    """Whatever folders say; and where these say, when the settings do not any more."""
+    ingest.take(drop_file(in_duma, voting.ballots(8, 2)))
+    other = Voting(contract=Voting().new_id())
+    mayor = {"Mayor": {"type": "city", "contracts": [voting.contract, other.contract]}}
+    hold(ingest, elections=mayor)
+    assert ("Mayor", "city") == (the_election(sessions).name, the_election(sessions).type)
+    ingest.take(drop_file(other.name(8), other.ballots(8, 2)))
+    ingest.take(drop_file(in_duma.replace("0800-0900", "0900-1000"), voting.ballots(9, 2)))
+    assert "Mayor" == the_election(sessions).name
+    with sessions() as session:
+        of = session.scalars(select(Constituency.election_id)).all()
+    assert [the_election(sessions).id] * 2 == of
+    hold(ingest)
+    with sessions() as session:
+        found = {one.contract_id: one.election for one in session.scalars(select(Constituency))}
+        names = {key: one.name if one else None for key, one in found.items()}
+    assert {voting.contract: DUMA, other.contract: None} == names
+
+
+def test_a_region_may_have_a_zone_of_its_own(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, in_duma: str
+) -> None:
+    """And what an alert says of local time follows when it changes."""
+    ballots = voting.ballots(8, 3)
+    ingest.take(drop_file(in_duma, [*ballots, ballots[0]]))
+
+    def zone_and_local() -> tuple[str | None, str | None]:
+        with sessions() as session:
+            zone = session.scalars(select(Constituency.timezone)).one()
+            alert = session.scalars(
+                select(Alert).where(Alert.type == "duplicate_transaction")
+            ).one()
+            local = alert.details["window"]["local"]
+        return zone, local and local[0]
+
+    hold(ingest, elections={DUMA: {"timezone": "Europe/Moscow"}})
+    assert ("Europe/Moscow", "2024-09-06 11:00") == zone_and_local()
+    zones = {"41": "Asia/Kamchatka"}
+    hold(ingest, elections={DUMA: {"timezone": "Europe/Moscow", "zones": zones}})
+    assert ("Asia/Kamchatka", "2024-09-06 20:00") == zone_and_local()
+
+
+@pytest.mark.parametrize(
+    ("elections", "told"),
+    [
+        ({"Duma": {"timezone": "Europe/Moskau"}}, "Europe/Moscow"),
+        ({"Duma": {"kind": "local"}}, "kind"),
+        ({" Duma": {"type": "local"}}, "single spaces"),
+        ({"Duma": {"contracts": ["a"]}, "Mayor": {"contracts": ["a"]}}, "named twice"),
+    ],
+)
+def test_what_cannot_be_said_of_an_election_is_refused(
+    elections: dict[str, Any], told: str
+) -> None:
+    """With what would be right."""
+    with pytest.raises(ValueError, match=told):
+        Elections.model_validate(elections)
+
+
+def test_another_threshold_of_the_statistics_needs_one_mark(
+    sessions: Sessions, drawn: Drawn
+) -> None:
+    """The evaluator holds everything against everything."""
+    write(sessions, drawn, is_hourly=True)
+    with sessions.begin() as session:
+        take_up(session, standard())
+    evaluator(sessions).work_off()
+    assert (key_of(0), "unusual_spike") in types(sessions)
+    with sessions.begin() as session:
+        assert 0 == take_up(session, standard(statistics={"spike_z": 99.0}))
+    assert 1 == marks(sessions)
+
+
+def test_a_type_has_thresholds_of_the_statistics_too(sessions: Sessions, drawn: Drawn) -> None:
+    """By the type that the settings give the election."""
+    write(sessions, drawn, is_hourly=True)
+    with sessions.begin() as session:
+        take_up(session, standard(elections={"council": {"type": "local"}}))
+    evaluator(sessions, overrides={"local": {"spike_z": 99.0}}).work_off()
+    assert (key_of(0), "unusual_spike") not in types(sessions)
+
+
+def test_sighup_lets_new_thresholds_hold_for_what_is_stored(
+    start_on_each: Start, voting: Voting, torn: list[str], tmp_path: Path, did: Did
+) -> None:
+    """From a daemon's log to the alerts: nothing has to be dropped again."""
+    config = tmp_path / "ingestd.toml"
+    config.write_text("")
+    running = start_on_each(CONFIG=str(config))
+    (running.inbox / voting.name(8)).write_text("\n".join(torn) + "\n")
+    with open_sessions(running.url) as sessions:
+        soon(lambda: {"reject_share"} == open_rules(sessions))
+        config.write_text("[alerts.reject_share]\nenabled = false\n")
+        running.process.send_signal(signal.SIGHUP)
+        soon(lambda: set() == open_rules(sessions))
+        soon(lambda: running.log("judged_anew"))
+        assert 0 == running.stop()
+        assert [] == oracle.unsound(sessions)
+    did("1 SIGHUP, a rule switched off")
