@@ -52,7 +52,7 @@ from ingestd.systemd import Systemd
 from ingestd.transient import database_at_work
 
 if TYPE_CHECKING:
-    from ingestd.pipeline.evaluator import Evaluator
+    from ingestd.pipeline.evaluator import Evaluator, Thresholds
 
 log = structlog.get_logger()
 
@@ -260,21 +260,23 @@ class Evaluating:
 def make_evaluator(settings: Settings, ingest: Ingest) -> Evaluator:
     """Put an evaluator together for these settings."""
     # numpy takes a while to import, and `--help` does without.
-    from ingestd.pipeline.evaluator import Evaluator, Thresholds  # noqa: PLC0415
+    from ingestd.pipeline.evaluator import Evaluator  # noqa: PLC0415
+
+    return Evaluator(ingest.sessions, thresholds_of(settings), ingest.clock, ingest.on_step)
+
+
+def thresholds_of(settings: Settings) -> Thresholds:
+    """What the statistical rules are held to."""
+    from ingestd.pipeline.evaluator import Thresholds  # noqa: PLC0415
 
     told = settings.statistics
     numbers = {name: getattr(told, name) for name in type(told).thresholds()}
-    return Evaluator(
-        ingest.sessions,
-        Thresholds(
-            values=numbers,
-            overrides=told.overrides,
-            held=settings.held,
-            voting_hours=told.voting_hours,
-            first_hour=told.first_hour,
-        ),
-        ingest.clock,
-        ingest.on_step,
+    return Thresholds(
+        values=numbers,
+        overrides=told.overrides,
+        held=settings.held,
+        voting_hours=told.voting_hours,
+        first_hour=told.first_hour,
     )
 
 
@@ -552,15 +554,16 @@ def _begin(ingest: Ingest) -> None:
                 log.info("broken_copies_removed", folder=str(folder), files=swept)
 
 
+def standard_of(settings: Settings) -> Standard:
+    """By what these settings judge."""
+    statistics = settings.statistics.model_dump(mode="json")
+    return Standard(alerts=settings.held, elections=settings.elections, statistics=statistics)
+
+
 def _take_up(ingest: Ingest, settings: Settings) -> None:
     """Let these settings hold for what is stored, too."""
-    now = Standard(
-        alerts=settings.alerts,
-        elections=settings.elections,
-        statistics=settings.statistics.model_dump(mode="json"),
-    )
     with database_at_work(), ingest.sessions.begin() as session:
-        anew = take_up(session, now)
+        anew = take_up(session, standard_of(settings))
     if anew:
         log.info("thresholds_changed", constituencies=anew, judged="again, one after the other")
 

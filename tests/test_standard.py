@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from ingestd import daemon
 from ingestd.config import Settings
 from ingestd.elections import Elections
-from ingestd.models import Alert, Constituency, Election, Evaluation, EvaluationDue
+from ingestd.models import Alert, Constituency, Election, Evaluation, EvaluationDue, HourlyStats
+from ingestd.pipeline.fsck.difference import Difference
+from ingestd.pipeline.fsck.evaluation import check_evaluation
+from ingestd.pipeline.fsck.repair import Plan, Repair
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.standard import Standard, review_due, take_up
 
@@ -33,12 +38,7 @@ LOCAL: dict[str, Any] = {DUMA: {"type": "local", "timezone": "Asia/Kamchatka", "
 
 def standard(**settings: Any) -> Standard:
     """What holds by these settings, [statistics] left out."""
-    told = Settings.model_validate(settings)
-    return Standard(
-        alerts=told.held,
-        elections=told.elections,
-        statistics=told.statistics.model_dump(mode="json"),
-    )
+    return daemon.standard_of(Settings.model_validate(settings))
 
 
 def hold(ingest: Ingest, **settings: Any) -> int:
@@ -115,8 +115,8 @@ def test_only_who_is_held_to_something_else_is_judged_again(
 ) -> None:
     """A threshold of one election concerns nobody else."""
     ingest.take(drop_file(in_duma, torn))
-    for _ in range(2):
-        other = Voting(contract=Voting().new_id())
+    for seed in range(2):
+        other = Voting(rng=random.Random(seed))
         ingest.take(drop_file(other.name(8), other.ballots(8, 2)))
     hold(ingest)
     assert 1 == hold(ingest, alerts={"elections": {DUMA: {"reject_share": {"enabled": False}}}})
@@ -174,7 +174,7 @@ def test_contracts_belong_where_the_settings_say(
 ) -> None:
     """Whatever folders say; and where these say, when the settings do not any more."""
     ingest.take(drop_file(in_duma, voting.ballots(8, 2)))
-    other = Voting(contract=Voting().new_id())
+    other = Voting(rng=random.Random(1))
     mayor = {"Mayor": {"type": "city", "contracts": [voting.contract, other.contract]}}
     hold(ingest, elections=mayor)
     assert ("Mayor", "city") == (the_election(sessions).name, the_election(sessions).type)
@@ -255,12 +255,12 @@ def test_a_type_has_thresholds_of_the_statistics_too(sessions: Sessions, drawn: 
 
 
 def test_sighup_lets_new_thresholds_hold_for_what_is_stored(
-    start_on_each: Start, voting: Voting, torn: list[str], tmp_path: Path, did: Did
+    start: Start, voting: Voting, torn: list[str], tmp_path: Path, did: Did
 ) -> None:
     """From a daemon's log to the alerts: nothing has to be dropped again."""
     config = tmp_path / "ingestd.toml"
     config.write_text("")
-    running = start_on_each(CONFIG=str(config))
+    running = start(CONFIG=str(config))
     (running.inbox / voting.name(8)).write_text("\n".join(torn) + "\n")
     with open_sessions(running.url) as sessions:
         soon(lambda: {"reject_share"} == open_rules(sessions))
@@ -271,3 +271,54 @@ def test_sighup_lets_new_thresholds_hold_for_what_is_stored(
         assert 0 == running.stop()
         assert [] == oracle.unsound(sessions)
     did("1 SIGHUP, a rule switched off")
+
+
+ALTERED: dict[str, Any] = {
+    "a velocity": update(HourlyStats).where(HourlyStats.is_empty.is_(False)).values(
+        bulletin_velocity_ewma=HourlyStats.bulletin_velocity_ewma + 1
+    ),
+    "an hour's status": update(HourlyStats).values(status="provisional"),
+    "a score": update(Constituency).values(anomaly_score=0.123),
+    "an alert": delete(Alert).where(Alert.alert_class == "statistical"),
+    "an empty hour": delete(HourlyStats).where(HourlyStats.is_empty),
+}  # fmt: skip
+
+
+@pytest.mark.promise(34)
+def test_fsck_names_what_the_evaluator_did_not_write(
+    sessions: Sessions, ingest: Ingest, drawn: Drawn, did: Did
+) -> None:
+    """Velocities, status, scores and statistical alerts; a mark lets them be written again."""
+    judged_by = daemon.thresholds_of(Settings()), standard().text()
+    deeds: list[tuple[str, str]] = []
+
+    def note(session: Session, action: str, subject: str, **images: Any) -> None:
+        assert {"before", "after"} == images.keys()
+        assert session.is_active
+        deeds.append((action, subject))
+
+    def named() -> list[Difference]:
+        with sessions.begin() as session:
+            contracts = {one.id: one.contract_id for one in session.scalars(select(Constituency))}
+            return list(check_evaluation(session, contracts, *judged_by))
+
+    write(sessions, drawn, is_hourly=True)
+    with sessions.begin() as session:
+        take_up(session, standard())
+    evaluator(sessions).work_off()
+    assert [] == named()
+    assert [] == [line for line in oracle.unsound(sessions) if "velocity" in line]
+    for what, altered in ALTERED.items():
+        with sessions.begin() as session:
+            session.execute(altered)
+        found = named()
+        assert {"evaluation_wrong"} == {one.code for one in found}, what
+        plan = Plan()
+        for one in found:
+            plan.add(one)
+        Repair(ingest, note).carry_out(plan)
+        evaluator(sessions).work_off()
+        assert [] == named(), what
+    assert [("fsck_evaluate", "-")] * len(ALTERED) == deeds
+    assert [] == [line for line in oracle.unsound(sessions) if "velocity" in line]
+    did("altered behind the evaluator's back", changes=len(ALTERED))

@@ -240,6 +240,53 @@ class Evaluator:
             session.execute(update(turn).values(busy_until=None))
 
 
+Unlike = tuple[uuid.UUID | None, int | None, str]
+"""A constituency (None: all), a UTC hour if it is about one, and what would change."""
+
+
+def unlike(session: Session, thresholds: Thresholds) -> Iterator[Unlike]:
+    """Tell what a pass over everything would change, and write nothing.
+
+    Nothing may be due, or the tables rightly say what was true before.
+    """
+    votings = read_votings(session)
+    rows = dict(read_rows(session, None))
+    judged = judge([voting for voting in votings if voting.id in rows], rows, thresholds)
+    for what, several in (
+        ("it would be evaluated otherwise", judged.changes),
+        ("an empty hour is not there", judged.empties),
+    ):
+        for cells in several:
+            yield from ((cells.one, int(hour), what) for hour in cells.hours)
+    yield from ((one, hour, "it is no hour of the voting") for one, hour in judged.stray)
+    yield from ((one, hour, "its sums are old") for one, hour, _, _ in judged.carried)
+    wanted = scores_of(votings, judged.scores, read_integrity(session))
+    for one, found in session.execute(select(constituency.c.id, constituency.c.anomaly_score)):
+        if wanted[one] != found:
+            yield one, None, f"anomaly_score is {found}, computed {wanted[one]}"
+    yield from _unlike_findings(session, judged)
+
+
+def _unlike_findings(session: Session, judged: Judged) -> Iterator[Unlike]:
+    found = {
+        (
+            None if each.one is None else one.group.ids[each.one],
+            each.finding.rule,
+            each.finding.subject,
+        )
+        for one in judged.groups
+        for each in one.surprises
+    }
+    query = select(alert.c.constituency_id, alert.c.type, alert.c.subject).where(
+        alert.c["class"] == "statistical", alert.c.cleared_at.is_(None)
+    )
+    is_open = {(row[0], row[1], row[2]) for row in session.execute(query)}
+    for whose, rule, subject in sorted(is_open - found, key=str):
+        yield whose, None, f"the alert {rule} {subject} is open, and nothing finds it"
+    for whose, rule, subject in sorted(found - is_open, key=str):
+        yield whose, None, f"the alert {rule} {subject} is not open"
+
+
 # Reading ------------------------------------------------------------------------------------
 
 
@@ -830,17 +877,30 @@ def write_scores(
     """Write anomaly_score where it differs; an active integrity alert lifts it."""
     c = constituency.c
     now = {row.id: row.anomaly_score for row in session.execute(select(c.id, c.anomaly_score))}
-    floors = {"critical": 1.0, "warning": _WARNING_SCORE}
-    changed = []
     # In the order in which a commit that names many constituencies locks them: no deadlock.
-    for voting in sorted(votings, key=lambda voting: voting.id):
+    changed = [
+        {"key": one, "anomaly_score": score}
+        for one, score in sorted(scores_of(votings, scores, integrity).items())
+        if one in now and now[one] != score
+    ]
+    if changed:
+        session.connection().execute(_SET_SCORE, changed)
+
+
+def scores_of(
+    votings: Sequence[Voting],
+    scores: Mapping[uuid.UUID, float],
+    integrity: Mapping[uuid.UUID, str],
+) -> dict[uuid.UUID, float | None]:
+    """The score of every constituency: an active integrity alert lifts it."""
+    floors = {"critical": 1.0, "warning": _WARNING_SCORE}
+    lifted: dict[uuid.UUID, float | None] = {}
+    for voting in votings:
         score = scores.get(voting.id)
         if floor := floors.get(integrity.get(voting.id, "")):
             score = max(score or 0.0, floor)
-        if voting.id in now and now[voting.id] != score:
-            changed.append({"key": voting.id, "anomaly_score": score})
-    if changed:
-        session.connection().execute(_SET_SCORE, changed)
+        lifted[voting.id] = score
+    return lifted
 
 
 def settle(session: Session, judged: Judged, now: datetime) -> None:
