@@ -563,7 +563,7 @@ def standard_of(settings: Settings) -> Standard:
 def _take_up(ingest: Ingest, settings: Settings) -> None:
     """Let these settings hold for what is stored, too."""
     with database_at_work(), ingest.sessions.begin() as session:
-        anew = take_up(session, standard_of(settings))
+        anew = take_up(session, standard_of(settings), ingest.clock())
     if anew:
         log.info("thresholds_changed", constituencies=anew, judged="again, one after the other")
 

@@ -28,6 +28,7 @@ from .elections import Drawn, key_of, write
 from .running import Start, open_sessions, soon
 from .test_evaluator import drawn as drawn  # noqa: PLC0414 - a fixture
 from .test_evaluator import evaluator, marks, types
+from .test_findings import NOON
 
 Sessions = sessionmaker[Session]
 DUMA = "Выборы депутатов думы"
@@ -46,7 +47,7 @@ def hold(ingest: Ingest, **settings: Any) -> int:
     now = standard(**settings)
     ingest.terms = replace(ingest.terms, alerts=now.alerts, elections=now.elections)
     with ingest.sessions.begin() as session:
-        take_up(session, now)
+        take_up(session, now, NOON)
     return review_due(ingest, lambda: False)
 
 
@@ -110,6 +111,23 @@ def test_what_is_stored_is_judged_again_when_a_threshold_changes(
     did("changed thresholds and back", changes=2)
 
 
+def test_a_refused_file_is_told_only_where_that_is_asked(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """Of a constituency and of none; switched on again, what lies in quarantine is told."""
+    off = {"file_rejected": {"enabled": False}}
+    hold(ingest, alerts=off)
+    ingest.take(drop_file(voting.name(8), ["torn"] * 30))
+    ingest.take(drop_file("nameless.csv", ["no row"]))
+    assert set() == open_rules(sessions)
+    hold(ingest)
+    query = select(Alert.constituency_id).where(Alert.cleared_at.is_(None))
+    with sessions() as session:
+        assert 2 == len(set(session.scalars(query)))
+    hold(ingest, alerts=off)
+    assert set() == open_rules(sessions)
+
+
 def test_only_who_is_held_to_something_else_is_judged_again(
     ingest: Ingest, drop_file: DropFile, torn: list[str], in_duma: str
 ) -> None:
@@ -130,10 +148,10 @@ def test_a_kill_between_the_change_and_its_work_loses_neither(
     hold(ingest)
     now = standard(alerts=QUIET, elections=LOCAL)
     with sessions.begin() as session:
-        assert 1 == take_up(session, now)
+        assert 1 == take_up(session, now, NOON)
     # The next process finds that nothing has changed, and the work still there.
     with sessions.begin() as session:
-        assert None is take_up(session, now)
+        assert None is take_up(session, now, NOON)
     ingest.terms = replace(ingest.terms, alerts=now.alerts, elections=now.elections)
     assert 0 == review_due(ingest, lambda: True)
     assert {"reject_share"} == open_rules(sessions)
@@ -151,7 +169,7 @@ def test_a_standard_that_nobody_can_read_is_a_change(sessions: Sessions, ingest:
         assert standard() == Standard.read(turn.judged_by)
         turn.judged_by = '{"alerts": {"no_such_rule": {}}}'
         session.flush()
-        assert 0 == take_up(session, standard())
+        assert 0 == take_up(session, standard(), NOON)
     assert None is Standard.read(None)
 
 
@@ -237,11 +255,11 @@ def test_another_threshold_of_the_statistics_needs_one_mark(
     """The evaluator holds everything against everything."""
     write(sessions, drawn, is_hourly=True)
     with sessions.begin() as session:
-        take_up(session, standard())
+        take_up(session, standard(), NOON)
     evaluator(sessions).work_off()
     assert (key_of(0), "unusual_spike") in types(sessions)
     with sessions.begin() as session:
-        assert 0 == take_up(session, standard(statistics={"spike_z": 99.0}))
+        assert 0 == take_up(session, standard(statistics={"spike_z": 99.0}), NOON)
     assert 1 == marks(sessions)
 
 
@@ -249,7 +267,7 @@ def test_a_type_has_thresholds_of_the_statistics_too(sessions: Sessions, drawn: 
     """By the type that the settings give the election."""
     write(sessions, drawn, is_hourly=True)
     with sessions.begin() as session:
-        take_up(session, standard(elections={"council": {"type": "local"}}))
+        take_up(session, standard(elections={"council": {"type": "local"}}), NOON)
     evaluator(sessions, overrides={"local": {"spike_z": 99.0}}).work_off()
     assert (key_of(0), "unusual_spike") not in types(sessions)
 
@@ -304,7 +322,7 @@ def test_fsck_names_what_the_evaluator_did_not_write(
 
     write(sessions, drawn, is_hourly=True)
     with sessions.begin() as session:
-        take_up(session, standard())
+        take_up(session, standard(), NOON)
     evaluator(sessions).work_off()
     assert [] == named()
     assert [] == [line for line in oracle.unsound(sessions) if "velocity" in line]

@@ -590,7 +590,8 @@ def _empty_hours(
     for voting in votings:
         whose = voting.election, voting.election_type
         if whose not in held:
-            held[whose] = thresholds.held.for_election(*whose).missing_hour
+            rules = thresholds.held
+            held[whose] = (rules.for_election(*whose) if rules.differs else rules).missing_hour
     mine = [held[voting.election, voting.election_type] for voting in votings]
     return fleet.EmptyHours(
         are_published=np.array([one.publishes_empty(seen=has_empty) for one in mine], bool),
@@ -632,7 +633,7 @@ def _told(group: Group, figures: surprises.Figures | None, here: fleet.Delivered
 def smoothed(velocity: Floats) -> Floats:
     """Smooth velocities by hour of vote: the mean of those known so far; nan where these are.
 
-    A weight halves in two hours (docs/querying.md, "Hours").
+    A weight halves in two hours.
     """
     out = np.full(velocity.shape, np.nan)
     total, weight = np.zeros(len(velocity)), np.zeros(len(velocity))

@@ -63,7 +63,8 @@ def forget(ingest: Ingest, job_id: uuid.UUID, note: Note) -> Forgotten:
         if job.status in DELIVERED:
             _let_others_count(amendment, job)
         if job.status == JobState.QUARANTINED:
-            alerts.note_forgotten_file(session, job, ingest.clock())
+            held = ingest.terms.alerts
+            alerts.note_forgotten_file(session, job, ingest.clock(), held)
         if constituency_id is not None:
             known = ingest.terms.elections
             _forget_names(session, constituency_id, [job, *duplicates], known)

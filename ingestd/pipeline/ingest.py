@@ -322,7 +322,7 @@ class Ingest:
             for asked in sorted(unopened):
                 job = session.get_one(FileProcessing, asked)
                 ledger.tell_by(session, job, recorded[0][1], self.clock())
-                alerts.note_refused_file(session, job, self.clock())
+                alerts.note_refused_file(session, job, self.clock(), self.terms.alerts)
                 recorded.append((None, job))
             self.on_step(Step.NOTED)
         self.on_step(Step.RECORDED)
@@ -617,7 +617,7 @@ class Ingest:
             file_id=None if is_replacing else file.id,
         )
         if job.attempt_counts is not None:  # it was refused once
-            alerts.note_refused_file(session, job, now)
+            alerts.note_refused_file(session, job, now, self.terms.alerts)
 
     @staticmethod
     def _replace_slotless(
@@ -718,7 +718,7 @@ class Ingest:
         ledger.quarantine(
             session, job, refusal, books=attempt.books, rejects=told, now=self.clock()
         )
-        alerts.note_refused_file(session, job, self.clock())
+        alerts.note_refused_file(session, job, self.clock(), self.terms.alerts)
         self.on_step(Step.QUARANTINED)
         log.warning(
             "file_quarantined",

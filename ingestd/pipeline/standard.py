@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -27,7 +28,7 @@ from ingestd.models import (
     FileProcessing,
     table_of,
 )
-from ingestd.pipeline import stats
+from ingestd.pipeline import alerts, stats
 from ingestd.pipeline.amend import amending
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.rules import RULESET
@@ -86,7 +87,7 @@ class Standard:
         return self.alerts.for_election(election, known.type if known else type_)
 
 
-def take_up(session: Session, now: Standard) -> int | None:
+def take_up(session: Session, now: Standard, at: datetime) -> int | None:
     """Note what holds from now on, and mark what was judged otherwise; None: nothing changed.
 
     Gives how many constituencies are to be looked at again; the caller commits.
@@ -100,6 +101,7 @@ def take_up(session: Session, now: Standard) -> int | None:
     anew = _held_otherwise(session, former, now)
     _describe(session, former, now.elections)
     anew |= _assign(session, former, now.elections)
+    alerts.note_refused_files(session, None, at, now.alerts)
     for constituency_id in sorted(anew):
         stats.mark_due(session, constituency_id, is_anew=True)
     if not anew and (one := session.scalar(select(Constituency.id).limit(1))):
@@ -186,6 +188,7 @@ def review_due(ingest: Ingest, should_stop: Callable[[], bool]) -> int:
                 continue
             if session.get(Constituency, key) is not None:
                 amendment.touch(Touched())  # everything is looked at, nothing counted
+                alerts.note_refused_files(session, key, ingest.clock(), ingest.terms.alerts)
             for chunk in chunks(sorted(marks)):
                 # They stay as marks for the evaluator: a finding may lift the score.
                 session.execute(update(due).where(due.c.id.in_(chunk)).values(is_anew=False))
