@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -52,11 +53,36 @@ class KnownElection(BaseModel):
         default={},
         description='Zones of single regions, by their code: zones = {"41" = "Asia/Kamchatka"}.',
     )
+    starts: Annotated[datetime | None, Nothing] = Field(
+        default=None,
+        description="When its voting begins, by the local clock of each zone: "
+        "2024-09-06T08:00:00. Used where no row of a contract tells it.",
+    )
+    ends: Annotated[datetime | None, Nothing] = Field(
+        default=None, description="When it ends, likewise."
+    )
     contracts: tuple[str, ...] = Field(
         default=(),
         description="Its contracts, whatever folders say. Each must be delivered: one of which "
         "nothing comes is an alert (constituency_missing), and `ingestd coverage` lists it.",
     )
+
+    def moment(self, local: datetime | None) -> datetime | None:
+        """A local time of the election as a moment."""
+        if local is None or self.timezone is None:
+            return None
+        return local.replace(tzinfo=ZoneInfo(self.timezone)).astimezone(UTC)
+
+    @model_validator(mode="after")
+    def _times_are_local(self) -> Self:
+        times = [one for one in (self.starts, self.ends) if one is not None]
+        if any(one.tzinfo for one in times):
+            raise ValueError("starts and ends are local: leave the offset out, name the timezone")
+        if times and self.timezone is None:
+            raise ValueError("starts and ends are local: name the timezone")
+        if self.starts and self.ends and self.ends <= self.starts:
+            raise ValueError("ends must be later than starts")
+        return self
 
 
 class Elections(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +233,38 @@ def test_a_region_may_have_a_zone_of_its_own(
     assert ("Asia/Kamchatka", "2024-09-06 20:00") == zone_and_local()
 
 
+def test_a_voting_is_when_the_settings_say_where_no_row_does(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, in_duma: str
+) -> None:
+    """By the clock of each zone; what the chain tells comes first."""
+    times = {"starts": "2024-09-06T14:00:00", "ends": "2024-09-06T20:30:00"}
+    told = {DUMA: {"timezone": "Asia/Kamchatka", **times}}
+    hold(ingest, elections=told)
+    ingest.take(drop_file(in_duma, voting.ballots(8, 4)))
+
+    def starts() -> datetime | None:
+        with sessions() as session:
+            return session.scalars(select(Constituency.voting_start)).one()
+
+    assert datetime(2024, 9, 6, 2, tzinfo=UTC) == starts()
+    assert "outside_voting_window" in open_rules(sessions)
+    assert [] == oracle.unsound(sessions)
+    moscow = {DUMA: {"timezone": "Europe/Moscow", "zones": {"41": "Asia/Kamchatka"}, **times}}
+    assert 0 == hold(ingest, elections=told)
+    hold(ingest, elections=moscow)
+    assert datetime(2024, 9, 6, 2, tzinfo=UTC) == starts()
+    hold(ingest)
+    assert None is starts()
+    assert "outside_voting_window" not in open_rules(sessions)
+    hold(ingest, elections=told)
+    ingest.take(drop_file(in_duma.replace("0800-0900", "0900-1000"), [voting.start(60)]))
+    assert datetime(2024, 9, 6, 1, tzinfo=UTC) == starts()
+
+
 @pytest.mark.parametrize(
     ("elections", "told"),
     [
+        ({"Duma": {"starts": "2024-09-06T08:00:00"}}, "name the timezone"),
         ({"Duma": {"timezone": "Europe/Moskau"}}, "Europe/Moscow"),
         ({"Duma": {"kind": "local"}}, "kind"),
         ({" Duma": {"type": "local"}}, "single spaces"),

@@ -86,6 +86,11 @@ class Standard:
         known = self.elections.get(election)
         return self.alerts.for_election(election, known.type if known else type_)
 
+    def voting_of(self, election: str | None) -> tuple[datetime | None, datetime | None]:
+        """When the settings say that the voting of an election is, as its row tells it."""
+        known = self.elections.get(election)
+        return (known.moment(known.starts), known.moment(known.ends)) if known else (None, None)
+
 
 def take_up(session: Session, now: Standard, at: datetime) -> int | None:
     """Note what holds from now on, and mark what was judged otherwise; None: nothing changed.
@@ -124,6 +129,7 @@ def _held_otherwise(session: Session, former: Standard | None, now: Standard) ->
                 former is None
                 or former.ruleset != now.ruleset
                 or former.rules_for(*whose) != now.rules_for(*whose)
+                or former.voting_of(name) != now.voting_of(name)
             )
         if differs[whose]:
             found.add(key)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 from sqlalchemy import (
@@ -185,6 +186,8 @@ def describe(election: Election, known: Elections) -> None:
     election.type = told.type if told else None
     election.country = told.country if told else None
     election.timezone = told.timezone if told else None
+    election.start_date = told.moment(told.starts) if told else None
+    election.end_date = told.moment(told.ends) if told else None
 
 
 def move_to(
@@ -585,12 +588,11 @@ def _total(
     bulletins = sums["bulletins_issued"]
     (here,) = _EDGES.all(session, {"constituency": constituency_id})
     has_ballots = bulletins + sums["votes_cast"] > 0
-    if has_operations:
+    is_first = here.status == "inactive" and has_ballots
+    if has_operations or is_first:
         told = protocol_facts(session, constituency_id, has_ballots=has_ballots)
     else:
-        is_first = here.status == "inactive" and has_ballots
         told = {name: getattr(here, name) for name in _TOLD}
-        told["status"] = "active" if is_first else here.status
     facts = {
         "bulletins_issued": bulletins,
         "votes_cast": sums["votes_cast"],
@@ -664,7 +666,33 @@ def protocol_facts(
     rows = session.execute(_PROTOCOL_ROWS, {"constituency": constituency_id}).all()
     for row in sorted(rows, key=lambda row: (row.timestamp, row.tx_id)):
         facts |= facts_of(row)
+    if has_ballots and None in (facts["voting_start"], facts["voting_end"]):
+        for name, moment in planned_voting(session, constituency_id).items():
+            facts[name] = facts[name] or moment
     return facts
+
+
+_PLANNED = (
+    select(Election.start_date, Election.end_date, Election.timezone, Constituency.timezone)
+    .join(Constituency, Constituency.election_id == Election.id)
+    .where(Constituency.id == bindparam("constituency"))
+)
+
+
+def planned_voting(session: Session, constituency_id: uuid.UUID) -> dict[str, datetime | None]:
+    """When the settings say that the voting is, by the clock of the constituency's own zone."""
+    row = session.execute(_PLANNED, {"constituency": constituency_id}).one_or_none()
+    if row is None:
+        return {}
+    start, end, zone, own = row
+    return {"voting_start": _moved(start, zone, own), "voting_end": _moved(end, zone, own)}
+
+
+def _moved(moment: datetime | None, zone: str | None, own: str | None) -> datetime | None:
+    """The moment at which the clock of another zone says the same."""
+    if moment is None or zone is None or own in (None, zone):
+        return moment
+    return moment.astimezone(ZoneInfo(zone)).replace(tzinfo=ZoneInfo(str(own))).astimezone(UTC)
 
 
 def facts_of(row: AnyRow) -> dict[str, Any]:
