@@ -178,6 +178,30 @@ def test_alerts_say_that_they_are_provisional(
         assert "(provisional)" in ask(url, "alerts")[1]
 
 
+def test_an_explanation_shows_the_hours_that_it_is_about(
+    databases: Databases, drawn: Drawn
+) -> None:
+    """A bar for each hour, and a mark below those of the finding."""
+    with databases.fresh("sqlite") as url, open_sessions(url) as sessions:
+        write(sessions, drawn, is_hourly=True)
+        evaluator(sessions).work_off()
+        items = json.loads(ask(url, "alerts", "--type", "unusual_spike", "--json")[1])["items"]
+        (spike,) = (item for item in items if item["contract_id"] == f"{0:044d}")
+        lines = ask(url, "alerts", "explain", spike["id"])[1].splitlines()
+        votes = next(number for number, line in enumerate(lines) if line.startswith("votes  "))
+        assert len("bulletins ") + QUIET == lines[votes + 1].index("^")
+        assert 1 == lines[votes + 1].count("^")
+
+
+def test_a_type_that_no_election_has_is_told_by_the_check(tmp_path: Path) -> None:
+    """Its thresholds would hold for nobody, in silence."""
+    url = f"sqlite:///{tmp_path / 'none.db'}"
+    config = SETTINGS + "[alerts.types.regional.late_file]\nhours = 5\n"
+    told = ask(url, "check", "--json", config=config, folder=tmp_path)[1]
+    found = [one for one in json.loads(told)["findings"] if one["what"] == "alerts.types"]
+    assert [("warn", True)] == [(one["status"], "regional" in one["detail"]) for one in found]
+
+
 # Hours --------------------------------------------------------------------------------------
 
 

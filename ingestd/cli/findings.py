@@ -157,6 +157,7 @@ def explain(flags: Flags, id_: Id, *, is_json: Json = False) -> None:
     from ingestd import crud
     from ingestd.cli import screen
     from ingestd.cli.database import reading
+    from ingestd.cli.stats import bars
     from ingestd.models import Election
     from ingestd.pipeline.bundle import words_of
     from ingestd.pipeline.rules import RULES
@@ -187,6 +188,11 @@ def explain(flags: Flags, id_: Id, *, is_json: Json = False) -> None:
             return
         for line in words_of(alert, contract).splitlines():
             screen.say(line)
+        window = alert.details.get("window")
+        if owner and window and (hours := crud.hours.of_constituency(session, owner.id)):
+            screen.say()
+            for line in bars(hours, window["utc"]):
+                screen.say(line)
     if files:
         rows = [
             (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Container, Iterator, Sequence
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ingestd.config import Settings
-    from ingestd.models import Constituency
+    from ingestd.models import Constituency, HourlyStats
 
 _BARS, _UNKNOWN = " ▁▂▃▄▅▆▇█", "×"
 _ABOUT = ("region_code", "name", "contract_id", "status")
@@ -251,10 +251,9 @@ def _show_hours(
         return
     note = ", provisional: files are missing" if owner.id in lacking else ""
     screen.say(f"{owner.region_code or '–'} {owner.name or 'no name'}, {contract}{note}")
-    unknown = [hour.status == "missing" for hour in hours]
-    screen.say(f"bulletins {_spark([hour.bulletins_issued for hour in hours], unknown)}")
-    screen.say(f"votes     {_spark([hour.votes_cast for hour in hours], unknown)}")
-    if any(unknown):
+    for line in _two_series(hours):
+        screen.say(line)
+    if any(hour.status == "missing" for hour in hours):
         screen.say(f"{_UNKNOWN} no file of this hour is here: what happened in it is unknown")
     opens = timedelta(hours=settings.statistics.first_hour)
     zone = zone_of(owner.timezone, owner.voting_start, opens)
@@ -277,6 +276,24 @@ def _clock(hour: datetime, zone: tzinfo | None) -> str:
     if zone is None:
         return f"{hour:%Y-%m-%d %H:%M}Z"
     return f"{hour.astimezone(zone):%Y-%m-%d %H:%M}"
+
+
+def bars(hours: Sequence[HourlyStats], window: Sequence[str]) -> Iterator[str]:
+    """Lines with a bar for each hour, and a mark below those of a window of UTC moments."""
+    yield from _two_series(hours)
+    begin, end = (datetime.fromisoformat(each).replace(tzinfo=UTC) for each in window)
+    hour = timedelta(hours=1)
+    marks = (
+        "^" if each.hour < max(end, begin + hour) and each.hour + hour > begin else " "
+        for each in hours
+    )
+    yield f"          {''.join(marks)}".rstrip()
+
+
+def _two_series(hours: Sequence[HourlyStats]) -> Iterator[str]:
+    unknown = [hour.status == "missing" for hour in hours]
+    yield f"bulletins {_spark([hour.bulletins_issued for hour in hours], unknown)}"
+    yield f"votes     {_spark([hour.votes_cast for hour in hours], unknown)}"
 
 
 def _spark(numbers: Sequence[int], unknown: Sequence[bool]) -> str:
