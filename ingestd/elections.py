@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -99,7 +100,7 @@ class Elections(BaseModel):
         """Each election by its name."""
         return self.__pydantic_extra__
 
-    @property
+    @cached_property  # asked for every constituency that is new
     def contracts(self) -> Mapping[str, str]:
         """The election of each contract that is named."""
         return {contract: name for name, one in self.by_name.items() for contract in one.contracts}
