@@ -1149,7 +1149,6 @@ def _loop(
     pause = Pause()
     has_begun = False
     next_visit = 0.0
-    has_taken_up = False
     try:
         while not should_stop():
             try:
@@ -1157,9 +1156,6 @@ def _loop(
                     _visit(settings, ingest, figures, is_first=not has_begun)
                     next_visit = time.monotonic() + min(5, settings.ingest.lease_seconds)
                     port.attend()
-                if not has_taken_up:
-                    _take_up(ingest, settings)
-                    has_taken_up = True
                 daemon.turn()
                 evaluating.attend()
                 wal.look()
@@ -1189,13 +1185,15 @@ def _loop(
 def _visit(settings: Settings, ingest: Ingest, figures: Figures, *, is_first: bool) -> None:
     """Take over what others left, measure how long the database takes for that.
 
-    The first time, find what each source delivered last: its silence goes on over a restart.
+    The first time, let the settings hold for what is stored, and find what each source delivered
+    last: its silence goes on over a restart.
     """
     started = time.monotonic()
     _begin(ingest)
     figures.answered(time.monotonic() - started)
     if not is_first:
         return
+    _take_up(ingest, settings)
     with database_at_work(), ingest.sessions() as session:
         last = ledger.last_completed(session, str(settings.watch.inbox), _LAST_COMPLETED)
     for path, finished_at in reversed(last):
