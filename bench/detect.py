@@ -210,6 +210,7 @@ def group_of(drawn: Drawn) -> Group:
     limits = {name: np.full(size, float(value)) for name, value in thresholds().values.items()}
     return Group(
         ids=[key_of(number) for number in range(size)],
+        contracts=[f"{number:044d}" for number in range(size)],
         names=[f"No. {number}" for number in range(size)],
         fleet=Fleet(drawn.roll.astype(float), drawn.region, everything),
         region_names=[f"Region {number}" for number in range(int(drawn.region.max()) + 1)],

@@ -31,7 +31,7 @@ from ingestd.pipeline import archive, ledger, obstacles, stats, trial
 from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
-from ingestd.pipeline.feed import evaluate_feed
+from ingestd.pipeline.feed import Kept, evaluate_feed
 from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.leftover import Leftovers
@@ -485,11 +485,15 @@ class _OncePatience:
         self._pause.over()
 
 
-def _evaluate_feed(ingest: Ingest, *, is_thorough: bool = False) -> None:
+def _evaluate_feed(ingest: Ingest, *, is_thorough: bool = False, kept: Kept | None = None) -> None:
     """Let the rules about all constituencies look at what is here now."""
     with database_at_work(), ingest.sessions.begin() as session:
         evaluate_feed(
-            session, now=ingest.clock(), held=ingest.terms.alerts, is_thorough=is_thorough
+            session,
+            now=ingest.clock(),
+            held=ingest.terms.alerts,
+            is_thorough=is_thorough,
+            kept=kept,
         )
 
 
@@ -755,6 +759,7 @@ class Daemon:
     audience: Audience = field(default_factory=Audience)
     feed_at: float = -_FEED_IN_SILENCE
     feed_seconds: float = 0.0
+    kept: Kept = field(default_factory=Kept)
     has_news: bool = False
     figures_at: float = 0.0
 
@@ -844,7 +849,10 @@ class Daemon:
             # Of a whole country it takes seconds: then files come first for a while.
             pause = min(pause, _FEED_SHARE * self.feed_seconds)
         if now - self.feed_at >= pause:
-            _evaluate_feed(self.ingest)
+            # Half a look is no look: after a fault, everything is read again.
+            kept, self.kept = self.kept, Kept()
+            _evaluate_feed(self.ingest, kept=kept)
+            self.kept = kept
             self.feed_seconds = time.monotonic() - now
             self.audience.figures.spent({"feed": self.feed_seconds}, Counter())
             self.feed_at, self.has_news = now, False

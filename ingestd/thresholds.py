@@ -99,12 +99,26 @@ class ConstituencyMissing(Table):
     contracts: tuple[str, ...] = Field(
         default=(), description="Contracts that must be here, even if nothing names them."
     )
+    twins_share: Share = Field(
+        default=0.9,
+        description="Where this share of a region's constituencies has a second ballot of the "
+        "same roll, the others should have it, too.",
+    )
+    twins_least: int = Field(default=5, ge=1, description="And so many have it, at least.")
 
 
 class SilentFeed(Table):
     """Nothing for anybody, while people vote."""
 
     hours: FiniteFloat = Field(default=2, gt=0, description="How long nothing came.")
+    from_hour: int = Field(
+        default=8,
+        ge=0,
+        le=23,
+        description="Where the source publishes no empty hours, only the time from this local "
+        "hour counts,",
+    )
+    to_hour: int = Field(default=20, ge=1, le=24, description="and to this one.")
 
 
 class RejectShare(Table):
@@ -121,6 +135,10 @@ class LateFile(Table):
         default=2, gt=0, description="How long after the middle one of the hour's files."
     )
     least: int = Field(default=3, ge=2, description="The hour has so many files, at least.")
+    several: int = Field(
+        default=3, ge=2, description="The late files of so many constituencies are one alert,"
+    )
+    fleet_share: Share = Field(default=0.01, description="if they are this share of the hour's.")
 
 
 class TsOutOfSlot(Table):

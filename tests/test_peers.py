@@ -24,6 +24,7 @@ def group_of(drawn: Drawn, *, known: Floats | None = None) -> Group:
     none = np.zeros((size, hours))
     return Group(
         ids=[key_of(number) for number in range(size)],
+        contracts=[f"{number:044d}" for number in range(size)],
         names=[f"No. {number}" for number in range(size)],
         fleet=Fleet(drawn.roll.astype(float), drawn.region, here),
         region_names=[f"Region {number}" for number in range(int(drawn.region.max()) + 1)],

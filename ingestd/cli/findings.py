@@ -233,7 +233,8 @@ def export(
         alert = the_alert(session, id_)
         owner = alert.constituency_id and crud.constituencies.get(session, alert.constituency_id)
         path = to or Path(f"finding-{str(alert.id)[:_SHORTEST_PREFIX]}.zip")
-        evidence = evidence_of(session, alert, daemon.read_limits(settings))
+        limits, thresholds = daemon.read_limits(settings), daemon.thresholds_of(settings)
+        evidence = evidence_of(session, alert, limits, thresholds)
         write_bundle(path, alert, owner.contract_id if owner else None, evidence)
     if is_json:
         told = {"file": path, "lines": len(evidence.lines), "unread": list(evidence.unread)}

@@ -24,7 +24,7 @@ from ingestd.pipeline import facts as known
 from ingestd.pipeline import histories, rules, stats
 from ingestd.pipeline.facts import Facts, facts_of
 from ingestd.pipeline.prepared import Prepared
-from ingestd.pipeline.proof import proved, proved_plainly
+from ingestd.pipeline.proof import files_of_lines, proved, proved_by_files
 from ingestd.pipeline.rules import CLASSES, RANKS, RULES, RULESET, Finding
 from ingestd.pipeline.rules.ballots import REFUSED
 from ingestd.pipeline.rules.protocol import first_of
@@ -323,25 +323,30 @@ class Settlement:
         else:
             rows = list(self._session.scalars(query))
         by_subject = {alert.subject: alert for alert in rows}
+        answers = [_Answer.of_alert(alert) for alert in rows if "episode" in alert.details]
         new = [finding for finding in findings if finding.subject not in by_subject]
         for finding in findings:
             if finding.subject in by_subject:
-                self._update(by_subject.pop(finding.subject), finding)
+                alert = by_subject.pop(finding.subject)
+                if alert.cleared_at is not None:
+                    for name, value in _carried(finding, answers).items():
+                        setattr(alert, name, value)
+                self._update(alert, finding)
         for alert in by_subject.values():
             if alert.cleared_at is None:
                 alert.cleared_at = self._now
                 alert.cleared_reason = _no_longer(rule)
         self._session.flush()
-        self._raise(rule, new, rows)
+        self._raise(rule, new, answers)
 
-    def _raise(self, rule: str, findings: Sequence[Finding], former: Sequence[Alert]) -> None:
+    def _raise(self, rule: str, findings: Sequence[Finding], answers: Sequence[_Answer]) -> None:
         rows = [
             {
                 "id": alert_id(rule, self._constituency_id, finding.subject),
                 "type": rule,
                 "constituency_id": self._constituency_id,
                 "subject": finding.subject,
-                **_answer_to(finding, former),
+                **(_NOBODY | {"notes": []} | _carried(finding, answers)),
                 **_said(finding),
                 "class": CLASSES[rule],
             }
@@ -359,17 +364,65 @@ class Settlement:
             alert.cleared_at = alert.cleared_reason = None
 
 
-def _answer_to(finding: Finding, former: Sequence[Alert]) -> dict[str, Any]:
-    """A person's side of a new alert: what was decided about a gap holds for what is left of it."""
-    slots = set(finding.details["slots"] if finding.rule == "missing_hour" else ())
-    for alert in sorted(former, key=lambda alert: alert.subject):
-        is_decided = alert.status == "resolved" and (alert.answered_gravity or 0) >= alert.gravity
-        if is_decided and slots and slots <= set(alert.details["slots"]):
-            kept = ("status", "notes", "assigned_to", "resolved_at")
-            told = {name: getattr(alert, name) for name in kept}
-            return told | {"answered_gravity": gravity_of(finding)}
-    nobody = dict.fromkeys(("assigned_to", "resolved_at", "answered_gravity"))
-    return nobody | {"status": "active", "notes": []}
+_SIDE = ("status", "notes", "assigned_to", "resolved_at", "answered_gravity")
+"""A person's side of an alert."""
+
+_NOBODY: dict[str, Any] = dict.fromkeys(_SIDE) | {"status": "active"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What people said of an episode, before this look changed anything."""
+
+    subject: str
+    of: str
+    first: str
+    last: str
+    is_open: bool
+    side: Mapping[str, Any]
+
+    @classmethod
+    def of_alert(cls, alert: Alert) -> _Answer:
+        """The answer to an alert that is an episode."""
+        told = alert.details["episode"]
+        return cls(
+            subject=alert.subject,
+            of=told["of"],
+            first=told["first"],
+            last=told["last"],
+            is_open=alert.cleared_at is None,
+            side={name: getattr(alert, name) for name in _SIDE},
+        )
+
+    def is_about(self, finding: Finding) -> bool:
+        """Whether a person's words about this episode are words about (a part of) the finding."""
+        told = finding.details["episode"]
+        is_said = any(self.side[name] not in ((), [], None, "active") for name in _SIDE)
+        is_near = self.first <= told["last"] and told["first"] <= self.last
+        return is_said and is_near and self.of == told["of"]
+
+
+def _carried(finding: Finding, answers: Sequence[_Answer]) -> dict[str, Any]:
+    """A person's side of an episode that has a new first hour, or is a part of one, or joins some.
+
+    An episode has its first hour as its subject, and a late file may add an hour before it. What
+    was decided holds on, up to the gravity that it was about; what is graver is new evidence.
+    """
+    if "episode" not in finding.details:
+        return {}
+    about = sorted(
+        (answer for answer in answers if answer.is_about(finding)), key=lambda each: each.subject
+    )
+    # What stood until now counts; what stood long ago only where nothing else does.
+    about = [each for each in about if each.is_open] or about
+    if not about:
+        return {}
+    undecided = [each for each in about if each.side["status"] != "resolved"]
+    kept = max(undecided or about, key=lambda each: each.side["answered_gravity"] or 0).side
+    notes = [note for each in about for note in each.side["notes"] or ()]
+    assigned = [each.side["assigned_to"] for each in about if each.side["assigned_to"]]
+    told = {"notes": notes, "assigned_to": assigned[0] if assigned else None}
+    return dict(kept) | told
 
 
 def _no_longer(rule: str) -> str:
@@ -435,17 +488,23 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
         .group_by(t.type)
     )
     in_time = func.row_number().over(partition_by=t.type, order_by=(t.timestamp, t.tx_id))
-    ranked = select(t.type, t.tx_id, t.timestamp, in_time.label("place")).where(*whose).subquery()
-    first = {
-        row.type: (row.tx_id, row.timestamp)
-        for row in session.execute(select(ranked).where(ranked.c.place == 1))
-    }
-    return [
-        proved_plainly(
-            rules.unknown_operation(operation, number, constituencies, first[operation]), None
+    columns = (t.type, t.tx_id, t.timestamp, t.constituency_id, in_time.label("place"))
+    ranked = select(*columns).where(*whose).subquery()
+    query = select(ranked, Constituency.contract_id).join(
+        Constituency, Constituency.id == ranked.c.constituency_id
+    )
+    first = {row.type: row for row in session.execute(query.where(ranked.c.place == 1))}
+    found = []
+    for operation, number, constituencies in counted:
+        row = first[operation]
+        told = rules.unknown_operation(
+            operation, number, constituencies, (row.tx_id, row.timestamp), row.contract_id
         )
-        for operation, number, constituencies in counted
-    ]
+        files = files_of_lines(session, told)
+        found.append(
+            proved_by_files(told, None, slots=(), shift=None, zone=None, files=files, coverage=1.0)
+        )
+    return found
 
 
 def note_refused_file(
@@ -504,12 +563,15 @@ def _refused_subject(job: FileProcessing) -> str:
 
 
 def _refusal(job: FileProcessing) -> Finding:
+    is_hour = job.slot is not None and not job.is_cumulative
     return rules.file_rejected(
         job.name,
         subject=_refused_subject(job),
         reason=job.first_error_message or "",
         line=job.first_error_line,
         sha256=job.sha256,
+        slot=job.slot,
+        times=known.slot_times(job.slot, timedelta(0)) if job.slot and is_hour else None,
     )
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import io
 import json
+import re
+import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ingestd.errors import FileRefused, FileVanished
-from ingestd.models import Alert, Constituency, FileProcessing
+from ingestd.job_state import DELIVERED, JobState
+from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, Reject
 from ingestd.pipeline.fsck.lines import opened, place_of
 from ingestd.pipeline.histories import histories_of
 from ingestd.pipeline.read import ReadLimits, RowReader
@@ -25,7 +30,35 @@ from ingestd.pipeline.rules import RULES
 from ingestd.pipeline.touched import chunks
 from ingestd.pipeline.validate import constituency_prefix, transaction_id
 
-_COLUMNS = ("contract", "slot", "file", "file_sha256", "line", "line_sha256", "text")
+if TYPE_CHECKING:
+    from ingestd.pipeline.evaluator import Thresholds
+
+_COLUMNS = (
+    *("contract", "slot", "is_cumulative", "is_current", "file", "file_sha256"),
+    *("line", "line_sha256", "encoding", "text"),
+)
+_BALLOTS = ("vote", "blindSigIssue")
+_LISTS = ("addVotersList", "addToVotersList", "removeFromVotersList")
+_OPENINGS = ("createContract", "startVoting", "finishVoting")
+_ENDINGS = ("finishVoting", "decryption", "commissionDecryption", "results")
+# Of these rules the listed transactions say nothing alone: all rows of these operations do.
+_OPERATIONS = {
+    "votes_exceed_bulletins": _BALLOTS,
+    "turnout_over_registered": ("blindSigIssue", *_LISTS),
+    "results_mismatch": ("vote", "results", "createContract"),
+    "vote_without_main_key": ("vote", "addMainKey"),
+    "lifecycle_order": (*_BALLOTS, *_ENDINGS, "startVoting", "addMainKey"),
+    "roll_changed_during_voting": (*_LISTS, "startVoting"),
+    "outside_voting_window": (*_BALLOTS, *_OPENINGS),
+    "duplicate_vote_key": ("vote",),
+    "whole_export_differs": (),
+    "slot_republished": (),
+    "history_withdrawn": (),
+    "rollback_burst": _BALLOTS,
+    "rolled_back_for_good": _BALLOTS,
+}
+_OF_A_SLOT = ("slot_republished", "history_withdrawn")
+_MOST_REFUSED = 5_000  # lines of a file in quarantine
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +67,8 @@ class Line:
 
     contract: str
     slot: str | None
+    is_cumulative: bool
+    is_current: bool
     file: str
     file_sha256: str
     number: int
@@ -42,16 +77,48 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The lines behind a finding, the files of its slots, and files that could not be read."""
+    """The lines behind a finding, the files of its slots, files that could not be read, numbers."""
 
     lines: Sequence[Line]
     files: Sequence[Mapping[str, Any]]
     unread: Sequence[str]
+    tables: Mapping[str, str]
 
 
-def evidence_of(session: Session, alert: Alert, limits: ReadLimits) -> Evidence:
-    """Read again every line that holds a transaction of the finding."""
-    wanted = dict(_places(session, alert))
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which lines of a file: by their numbers, or those that may be of some operations."""
+
+    numbers: frozenset[int] | None = None
+    tokens: re.Pattern[bytes] | None = None
+    since: int = 0
+    until: int = 1 << 62
+
+    def takes(self, line: int, text: bytes) -> bool:
+        if self.numbers is not None:
+            return line in self.numbers
+        if _IS_ROLLBACK.search(text) is not None:
+            return True
+        if self.tokens is not None and self.tokens.search(text) is None:
+            return False
+        if not self.since:
+            return True
+        parts = text.split(b";", 5)
+        ts = parts[4] if len(parts) > 4 else b""  # noqa: PLR2004 - docs/format.md, columns
+        return ts.isdigit() and self.since <= int(ts) < self.until
+
+
+_IS_ROLLBACK = re.compile(rb";-1\s*$")
+
+
+def evidence_of(
+    session: Session,
+    alert: Alert,
+    limits: ReadLimits,
+    thresholds: Thresholds,
+) -> Evidence:
+    """Read again every line that tells of the finding, and the numbers that it was held against."""
+    wanted = _wanted(session, alert)
     lines: list[Line] = []
     unread: list[str] = []
     jobs = [session.get_one(FileProcessing, key) for key in wanted]
@@ -67,23 +134,108 @@ def evidence_of(session: Session, alert: Alert, limits: ReadLimits) -> Evidence:
             unread.append(f"{job.path}: {str(error).replace(str(path), job.path)}")
         except OSError as error:
             unread.append(f"{job.path}: {error.strerror or type(error).__name__}")
-    return Evidence(lines, list(_files(session, alert)), unread)
+    tables = _tables(session, alert, thresholds)
+    return Evidence(lines, list(_files(session, alert)), unread, tables)
 
 
-def _places(session: Session, alert: Alert) -> Iterator[tuple[Any, set[int]]]:
-    """Which lines of which files hold the finding's transactions."""
-    contracts = alert.details.get("contracts") or []
+def _contracts(session: Session, alert: Alert) -> list[str]:
     if alert.constituency_id is not None:
-        contracts = [session.get_one(Constituency, alert.constituency_id).contract_id]
-    elif not contracts:
-        contracts = list(session.scalars(select(Constituency.contract_id)))
-    shown = alert.details.get("tx_ids") or alert.details.get("transactions") or ()
+        own = [session.get_one(Constituency, alert.constituency_id).contract_id]
+        twin = alert.details.get("twin_contract")
+        return [*own, twin] if twin else own
+    told = [alert.details.get("contract"), *(alert.details.get("contracts") or ())]
+    return [contract for contract in told if contract]
+
+
+def _wanted(session: Session, alert: Alert) -> dict[uuid.UUID, _Wanted]:
+    """Which lines of which files tell of the finding."""
+    if alert.alert_class == "statistical":
+        # A region has too many rows: its numbers are those of its constituencies.
+        return {} if alert.type == "region_correlated" else _own_ballots(session, alert)
+    if alert.type == "file_rejected":
+        first = frozenset(range(1, _MOST_REFUSED + 1))
+        return {key: _Wanted(first) for key in _quarantined(session, alert)[:1]}
+    if alert.type == "reject_share":
+        return _refused(session, alert)
+    if alert.type not in _OPERATIONS:
+        return {key: _Wanted(frozenset(lines)) for key, lines in _places(session, alert)}
+    f = FileProcessing
+    query = select(f.id).where(
+        f.contract_id.in_(_contracts(session, alert)), f.status == JobState.COMPLETED
+    )
+    if alert.type in _OF_A_SLOT:
+        slot = alert.details["slot"]
+        query = select(f.id).where(
+            f.constituency_id == alert.constituency_id,
+            f.status.in_(DELIVERED),
+            f.slot == slot if slot != "-" else f.slot.is_(None),
+        )
+    operations = _OPERATIONS[alert.type]
+    return {key: _Wanted(tokens=_tokens(operations)) for key in session.scalars(query)}
+
+
+def _tokens(operations: Sequence[str]) -> re.Pattern[bytes] | None:
+    """Rows that may be of these operations: more than those do no harm."""
+    if not operations:
+        return None
+    named = "|".join(
+        [f'"{one}"' for one in operations] + [";103;"] * ("createContract" in operations)
+    )
+    return re.compile(named.encode(), re.IGNORECASE)
+
+
+def _own_ballots(session: Session, alert: Alert) -> dict[uuid.UUID, _Wanted]:
+    """The ballots of the constituency in the finding's hours; for its level, all up to them."""
+    details = alert.details
+    since, until = (datetime.fromisoformat(moment) for moment in details["window"]["utc"])
+    if details.get("kind") in ("turnout", "uncast"):
+        since = datetime.fromtimestamp(1, UTC)
+    f = FileProcessing
+    query = select(f.id).where(
+        f.contract_id.in_(_contracts(session, alert)), f.status == JobState.COMPLETED
+    )
+    first, last = (int(moment.timestamp() * 1000) for moment in (since, until))
+    wanted = _Wanted(tokens=_tokens(_BALLOTS), since=first, until=last)
+    return dict.fromkeys(session.scalars(query), wanted)
+
+
+def _quarantined(session: Session, alert: Alert) -> list[uuid.UUID]:
+    f = FileProcessing
+    query = select(f.id).where(
+        f.sha256 == alert.details["sha256"], f.status == JobState.QUARANTINED
+    )
+    return list(session.scalars(query.order_by(f.id)))
+
+
+def _refused(session: Session, alert: Alert) -> dict[uuid.UUID, _Wanted]:
+    """The rows of a file that were set aside."""
+    f = FileProcessing
+    query = (
+        select(Reject.file_id, Reject.line_number)
+        .join(f, f.id == Reject.file_id)
+        .where(
+            f.constituency_id == alert.constituency_id,
+            f.sha256 == alert.details["sha256"],
+            f.status == JobState.COMPLETED,
+            Reject.replayed_at.is_(None),
+        )
+    )
+    found: dict[uuid.UUID, set[int]] = {}
+    for key, line in session.execute(query):
+        found.setdefault(key, set()).add(line)
+    return {key: _Wanted(frozenset(lines)) for key, lines in found.items()}
+
+
+def _places(session: Session, alert: Alert) -> Iterator[tuple[uuid.UUID, set[int]]]:
+    """Which lines of which files hold the finding's transactions."""
+    contracts = _contracts(session, alert)
+    shown = alert.details.get("tx_ids") or ()
     keys = [
         transaction_id(constituency_prefix(contract), tx_id)
         for contract in contracts
         for tx_id in shown
     ]
-    found: dict[Any, set[int]] = {}
+    found: dict[uuid.UUID, set[int]] = {}
     for chunk in chunks(keys):
         for events in histories_of(session, chunk).values():
             for event in events:
@@ -91,16 +243,123 @@ def _places(session: Session, alert: Alert) -> Iterator[tuple[Any, set[int]]]:
     yield from found.items()
 
 
-def _read(path: Path, job: FileProcessing, numbers: set[int], limits: ReadLimits) -> Iterator[Line]:
+def _read(path: Path, job: FileProcessing, wanted: _Wanted, limits: ReadLimits) -> Iterator[Line]:
+    name = f"{job.path}/{job.member}" if job.member else job.path
+    told = (job.contract_id or "", job.slot, job.is_cumulative, job.status == JobState.COMPLETED)
     with opened(path, limits) as (source, csvs):
         found = csvs.get(job.member)
         if found is None:
             raise FileVanished(str(path))
         with source.open(found) as stream:
             for row in RowReader(stream, max_line_bytes=limits.max_line_bytes):
-                if row.line in numbers:
-                    name = f"{job.path}/{job.member}" if job.member else job.path
-                    yield Line(job.contract_id or "", job.slot, name, job.sha256, row.line, row.raw)
+                if not row.is_blank and wanted.takes(row.line, row.raw):
+                    yield Line(*told, name, job.sha256, row.line, row.raw)
+
+
+# Numbers ------------------------------------------------------------------------------------
+
+
+def _tables(session: Session, alert: Alert, thresholds: Thresholds) -> dict[str, str]:
+    """The numbers that a finding was held against, as CSV by the name of the file."""
+    if alert.alert_class == "statistical":
+        return {"hours.csv": _hours(session, alert, thresholds)}
+    if alert.type == "rollback_burst":
+        return {"rollbacks.csv": _rollbacks(session, alert)}
+    if alert.type in ("missing_hour", "constituency_missing"):
+        return {"slots.csv": _slots(session), "rolls.csv": _rolls(session, alert)}
+    if alert.type == "late_file":
+        return {"times.csv": _times(session, alert)}
+    return {}
+
+
+def _csv_of(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _hours(session: Session, alert: Alert, thresholds: Thresholds) -> str:
+    """The hours of all that the constituency was compared with, as the rules see them."""
+    # numpy takes a while to import, and `alerts` lists without.
+    from ingestd.pipeline.evaluator import group_of  # noqa: PLC0415
+
+    group = group_of(session, thresholds, _contracts(session, alert))
+    columns = ("contract", "region", "region_name", "roll", "election", "hour", "utc")
+    counted = ("bulletins", "votes", "votes_rejected", "issues_rejected")
+    rows = (
+        (
+            (
+                *(group.contracts[one], int(group.fleet.region[one])),
+                group.region_names[int(group.fleet.region[one])],
+                *(f"{group.fleet.roll[one]:g}", group.elections[one], hour),
+                f"{group.utc(one, hour):%Y-%m-%dT%H:%MZ}",
+                int(group.fleet.known[one, hour]),
+                int(group.is_provisional[one, hour]),
+                *(int(group.counts[name][one, hour]) for name in counted),
+            )
+            for one in range(len(group.contracts))
+            for hour in range(group.fleet.known.shape[1])
+        )
+        if group
+        else ()
+    )
+    return _csv_of((*columns, "is_known", "is_provisional", *counted), rows)
+
+
+def _rollbacks(session: Session, alert: Alert) -> str:
+    h, c = HourlyStats, Constituency
+    begin = datetime.fromisoformat(alert.details["window"]["utc"][0]).replace(tzinfo=UTC)
+    query = (
+        select(c.contract_id, h.rolled_back, h.transaction_count + h.rolled_back)
+        .join(c, c.id == h.constituency_id)
+        .where(h.hour == begin)
+        .order_by(c.contract_id)
+    )
+    return _csv_of(("contract", "rolled_back", "rows"), map(tuple, session.execute(query)))
+
+
+def _hourly() -> Any:
+    f, c = FileProcessing, Constituency
+    return (
+        select(c.contract_id, f.slot, f.rows_read, f.mtime)
+        .join(c, c.id == f.constituency_id)
+        .where(f.is_cumulative.is_(False), f.slot.is_not(None))
+        .order_by(f.slot, c.contract_id)
+    )
+
+
+def _slots(session: Session) -> str:
+    """Which hourly files are here of whom."""
+    query = _hourly().where(FileProcessing.status == JobState.COMPLETED)
+    rows = ((row.contract_id, row.slot, row.rows_read) for row in session.execute(query))
+    return _csv_of(("contract", "slot", "rows"), rows)
+
+
+def _rolls(session: Session, alert: Alert) -> str:
+    """Everybody's roll and ballot, in the finding's region."""
+    c = Constituency
+    query = select(c.contract_id, c.region_code, Election.name, c.registered_voters).outerjoin(
+        Election, Election.id == c.election_id
+    )
+    if alert.constituency_id is not None:
+        mine = session.get_one(Constituency, alert.constituency_id)
+        query = query.where(c.region_code == mine.region_code)
+    rows = session.execute(query.order_by(c.contract_id))
+    return _csv_of(("contract", "region", "election", "roll"), map(tuple, rows))
+
+
+def _times(session: Session, alert: Alert) -> str:
+    query = _hourly().where(
+        FileProcessing.status.in_(DELIVERED), FileProcessing.slot.in_(alert.details["slots"])
+    )
+    rows = (
+        (row.contract_id, row.slot, row.mtime.isoformat())
+        for row in session.execute(query)
+        if row.mtime is not None
+    )
+    return _csv_of(("contract", "slot", "written_at"), rows)
 
 
 def _files(session: Session, alert: Alert) -> Iterator[Mapping[str, Any]]:
@@ -174,6 +433,8 @@ def write_bundle(path: Path, alert: Alert, contract: str | None, evidence: Evide
         "unread": list(evidence.unread),
     }
     with path.open("xb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in evidence.tables.items():
+            bundle.writestr(name, text)
         bundle.writestr("finding.txt", words_of(alert, contract))
         told = json.dumps(numbers, ensure_ascii=False, indent=2, default=str)
         bundle.writestr("finding.json", told + "\n")
@@ -183,12 +444,19 @@ def write_bundle(path: Path, alert: Alert, contract: str | None, evidence: Evide
 
 
 def _as_csv(lines: Sequence[Line]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for line in lines:
-        digest = hashlib.sha256(line.text).hexdigest()
-        text = line.text.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace")
-        place = (line.contract, line.slot or "", line.file, line.file_sha256, line.number)
-        writer.writerow((*place, digest, text.decode()))
-    return buffer.getvalue()
+    def cells(line: Line) -> tuple[Any, ...]:
+        flags = (int(line.is_cumulative), int(line.is_current))
+        place = (line.contract, line.slot or "", *flags, line.file, line.file_sha256, line.number)
+        return (*place, hashlib.sha256(line.text).hexdigest(), *_as_text(line.text))
+
+    return _csv_of(_COLUMNS, map(cells, lines))
+
+
+def _as_text(raw: bytes) -> tuple[str, str]:
+    """A line as a CSV can hold it, to the byte."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return "base64", base64.b64encode(raw).decode()
+    # A CSV would make one of them a line's end.
+    return ("base64", base64.b64encode(raw).decode()) if "\r" in text else ("utf-8", text)

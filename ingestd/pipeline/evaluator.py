@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -492,11 +492,10 @@ def judge(
     spans = fleet.windows(votings, usual_hours=thresholds.voting_hours)
     shifts = _shifts(votings, rows)
     covered = {voting.id: _covered(rows[voting.id], shifts[voting.region]) for voting in votings}
-    has_empty = any(rows[voting.id].has_empty_file for voting in votings)
     judged = Judged(shifts={voting.id: shifts[voting.region] for voting in votings})
     cells: dict[uuid.UUID, _Cells] = {}
     for group in fleet.grouped(votings, spans):
-        cells |= _judge_group(judged, group, spans, rows, covered, thresholds, has_empty=has_empty)
+        cells |= _judge_group(judged, group, spans, rows, covered, thresholds)
     for voting in votings:
         _compare(judged, voting, rows[voting.id], covered[voting.id], cells.get(voting.id))
     return judged
@@ -519,16 +518,46 @@ def _covered(rows: Rows, shift: int) -> dict[int, float]:
     return shares
 
 
-def _judge_group(  # noqa: PLR0913 - a group has this many sides
+def _judge_group(
     judged: Judged,
     votings: Sequence[Voting],
     spans: Mapping[uuid.UUID, Window],
     rows: Mapping[uuid.UUID, Rows],
     covered: Mapping[uuid.UUID, Mapping[int, float]],
     thresholds: Thresholds,
-    *,
-    has_empty: bool,
 ) -> dict[uuid.UUID, _Cells]:
+    group, here = _assembled(votings, spans, rows, covered, thresholds)
+    figures = None
+    if len(votings) > surprises.LEAST_PEERS:
+        figures = surprises.figures_of(group)
+        judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
+        score = surprises.scores(group, figures)
+        judged.scores |= {
+            voting.id: round(float(one), 4)
+            for voting, one in zip(votings, score, strict=True)
+            if not np.isnan(one)
+        }
+    told = _told(group, figures, here)
+    status = np.full(here.coverage.shape, OPEN)
+    is_here = here.coverage > 0
+    status[here.is_closed & is_here] = CLOSED
+    status[here.is_closed & is_here & here.is_provisional] = PROVISIONAL
+    status[here.is_closed & ~is_here] = MISSING
+    shown = here.inside & (here.is_closed | is_here)
+    return {
+        voting.id: _Cells(int(group.starts[number]), told[number], status[number], shown[number])
+        for number, voting in enumerate(votings)
+    }
+
+
+def _assembled(
+    votings: Sequence[Voting],
+    spans: Mapping[uuid.UUID, Window],
+    rows: Mapping[uuid.UUID, Rows],
+    covered: Mapping[uuid.UUID, Mapping[int, float]],
+    thresholds: Thresholds,
+) -> tuple[Group, fleet.Delivered]:
+    """Put the hours of comparable votings side by side, by hour of vote."""
     hours = max(spans[voting.id].hours for voting in votings)
     coverage = np.zeros((len(votings), hours))
     counts = {name: np.zeros((len(votings), hours)) for name in COUNTED}
@@ -552,34 +581,29 @@ def _judge_group(  # noqa: PLR0913 - a group has this many sides
         np.array([spans[voting.id].hours for voting in votings], np.int64),
         starts,
         region[0],
-        empty=_empty_hours(votings, thresholds, has_empty=has_empty),
+        empty=_empty_hours(
+            votings, thresholds, has_empty=any(one.has_empty_file for one in rows.values())
+        ),
         ballots=counts["bulletins"] + counts["votes"],
     )
     limits = _limits(votings, thresholds)
     group = fleet.assemble(
         votings, spans, counts, here, region, limits=limits, first_hour=thresholds.first_hour
     )
-    figures = None
-    if len(votings) > surprises.LEAST_PEERS:
-        figures = surprises.figures_of(group)
-        judged.groups.append(JudgedGroup(group, list(surprises.find(group, figures))))
-        score = surprises.scores(group, figures)
-        judged.scores |= {
-            voting.id: round(float(one), 4)
-            for voting, one in zip(votings, score, strict=True)
-            if not np.isnan(one)
-        }
-    told = _told(group, figures, here)
-    status = np.full(coverage.shape, OPEN)
-    is_here = here.coverage > 0
-    status[here.is_closed & is_here] = CLOSED
-    status[here.is_closed & is_here & here.is_provisional] = PROVISIONAL
-    status[here.is_closed & ~is_here] = MISSING
-    shown = here.inside & (here.is_closed | is_here)
-    return {
-        voting.id: _Cells(int(starts[number]), told[number], status[number], shown[number])
-        for number, voting in enumerate(votings)
-    }
+    return group, here
+
+
+def group_of(session: Session, thresholds: Thresholds, contracts: Collection[str]) -> Group | None:
+    """The votings that one of these is compared with, as the rules see them; writes nothing."""
+    rows = dict(read_rows(session, None))
+    votings = [voting for voting in read_votings(session) if voting.id in rows]
+    spans = fleet.windows(votings, usual_hours=thresholds.voting_hours)
+    shifts = _shifts(votings, rows)
+    for some in fleet.grouped(votings, spans):
+        if {voting.contract_id for voting in some} & set(contracts):
+            covered = {one.id: _covered(rows[one.id], shifts[one.region]) for one in some}
+            return _assembled(some, spans, rows, covered, thresholds)[0]
+    return None
 
 
 def _empty_hours(

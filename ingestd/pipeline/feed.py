@@ -10,30 +10,33 @@ import uuid
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import cached_property
-from itertools import groupby
-from statistics import median_low
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cached_property, lru_cache
+from itertools import permutations
+from typing import Any, NamedTuple
 
-from sqlalchemy import String, and_, cast, func, or_, select, text, type_coerce
+from sqlalchemy import ColumnElement, String, and_, cast, func, select, text, type_coerce
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
-from ingestd.job_state import DELIVERED, JobState
+from ingestd.job_state import JobState
 from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, table_of
 from ingestd.pipeline import rules
-from ingestd.pipeline.alerts import OF_THE_FEED, Settlement
-from ingestd.pipeline.proof import proved_plainly
-from ingestd.pipeline.rules import Burst, Finding, Gap, Late
+from ingestd.pipeline.alerts import OF_THE_FEED, Settlement, is_said
+from ingestd.pipeline.deliveries import Deliveries, Owned, hours_of, moment_of
+from ingestd.pipeline.proof import files_of_lines, proved_by_files, zone_of
+from ingestd.pipeline.rules import Burst, Finding, Gap, Late, Twin
 from ingestd.pipeline.rules.history import begin_of, slots_between
-from ingestd.pipeline.slot import WHOLE, next_slot
+from ingestd.pipeline.slot import next_slot
 from ingestd.pipeline.stats import NO_BALLOT
 from ingestd.pipeline.touched import ACCEPTED, WITHDRAWN, chunks, transaction
-from ingestd.thresholds import Alerts, MissingHour, Rules
+from ingestd.thresholds import Alerts, MissingHour, Rules, SilentFeed
 
 _HELD = Alerts()
 _LONGEST_VOTING_HOURS = 24 * 40
+_SOME = 500  # constituencies read by their ids; more of them are read in one go
+TWIN_ROLLS = 0.001  # as in `levels`, which takes numpy
 ledgered = table_of(FileProcessing)
 hourly = table_of(HourlyStats)
 constituency = table_of(Constituency)
@@ -43,47 +46,87 @@ _IS_HOURLY = and_(_f.is_cumulative.is_(False), _f.slot.is_not(None))
 Findings = dict[tuple[uuid.UUID | None, str], list[Finding]]
 
 
+@dataclass
+class Kept:
+    """What one look at the feed leaves for the next, so that it reads only what is new."""
+
+    deliveries: Deliveries = field(default_factory=Deliveries)
+    ends: dict[uuid.UUID, Ends] = field(default_factory=dict)
+
+
+class Ends(NamedTuple):
+    """In which hourly files a voting began and finished, and when it began."""
+
+    start: str | None
+    started_at: datetime | None
+    finish: str | None
+
+
 def evaluate_feed(
-    session: Session, *, now: datetime, held: Alerts = _HELD, is_thorough: bool = False
+    session: Session,
+    *,
+    now: datetime,
+    held: Alerts = _HELD,
+    is_thorough: bool = False,
+    kept: Kept | None = None,
 ) -> None:
     """Let the alerts about the whole feed say what now holds; the caller commits.
 
-    `is_thorough` reads every transaction id, however many there are.
+    `is_thorough` reads every transaction id, however many there are. `kept` is what the last look
+    left: then only what came since is read.
     """
     # The alerts are about all constituencies: one process looks at a time.
     if is_postgresql(session):
         session.execute(text("SELECT pg_advisory_xact_lock(7003)"))
-    found = feed_findings(session, now=now, held=held, is_thorough=is_thorough)
-    query = select(Alert.constituency_id, Alert.type).where(
-        Alert.type.in_(OF_THE_FEED), Alert.cleared_at.is_(None)
-    )
-    is_open = {(row.constituency_id, row.type) for row in session.execute(query.distinct())}
-    unread = () if _reads_all_ids(session, held, is_thorough=is_thorough) else (_IN_TWO,)
-    settled: set[tuple[uuid.UUID | None, str]] = {*found, *is_open}
-    for owner, rule in sorted(settled, key=str):
-        if rule not in unread:
-            Settlement(session, owner, now)(rule, found.get((owner, rule), ()))
+    kept = kept or Kept()
+    found = feed_findings(session, now=now, held=held, is_thorough=is_thorough, kept=kept)
+    # Nearly all stand as they stood: settling each of thousands by itself would take seconds.
+    standing: dict[tuple[uuid.UUID | None, str], dict[str, Alert]] = {}
+    query = select(Alert).where(Alert.type.in_(OF_THE_FEED), Alert.cleared_at.is_(None))
+    for alert in session.scalars(query):
+        standing.setdefault((alert.constituency_id, alert.type), {})[alert.subject] = alert
+    is_read = is_thorough or kept.deliveries.rows <= _most_rows(held)
+    unread = () if is_read else (_IN_TWO,)
+    for owner, rule in sorted({*found, *standing}, key=str):
+        findings, stands = found.get((owner, rule), ()), standing.get((owner, rule), {})
+        is_same = len(findings) == len(stands) and all(
+            finding.subject in stands and is_said(stands[finding.subject], finding)
+            for finding in findings
+        )
+        if rule not in unread and not is_same:
+            Settlement(session, owner, now)(rule, findings)
 
 
 def feed_findings(
-    session: Session, *, now: datetime, held: Alerts = _HELD, is_thorough: bool = False
+    session: Session,
+    *,
+    now: datetime,
+    held: Alerts = _HELD,
+    is_thorough: bool = False,
+    kept: Kept | None = None,
 ) -> Findings:
     """What the rules about the whole feed find; writes nothing."""
-    feed = _Feed(session, held)
-    found: Findings = {}
-    if _reads_all_ids(session, held, is_thorough=is_thorough):
-        for owner, finding in _in_two_contracts(session):
-            found.setdefault((owner, finding.rule), []).append(finding)
+    feed = _Feed(session, held, kept or Kept())
+    feed.refresh()
+    found: dict[str, list[tuple[uuid.UUID | None, Finding]]] = {}
+    if is_thorough or feed.deliveries.rows <= _most_rows(held):
+        found[_IN_TWO] = list(_in_two_contracts(session))
     for look in (_missing_hours, _missing_constituencies, _late_files, _bursts):
         for owner, finding in look(feed):
-            found.setdefault((owner, finding.rule), []).append(finding)
-    for finding in _silence(feed, now):
-        found.setdefault((None, finding.rule), []).append(finding)
-    return {
-        (owner, rule): [proved_plainly(one, feed.contract(owner)) for one in findings]
-        for (owner, rule), findings in found.items()
-        if feed.held(owner).is_on(rule)
-    }
+            found.setdefault(finding.rule, []).append((owner, finding))
+    found["silent_feed"] = [(None, finding) for finding in _silence(feed, now)]
+    told: Findings = {}
+    for rule, findings in found.items():
+        wanted = [(owner, finding) for owner, finding in findings if feed.held(owner).is_on(rule)]
+        files = _files_behind(feed, wanted)
+        for owner, finding in wanted:
+            told.setdefault((owner, rule), []).append(_proved(feed, owner, finding, files))
+    return told
+
+
+def _most_rows(held: Alerts) -> int:
+    """It takes a second to read a million ids, so a large election's are not always read."""
+    return held.transaction_in_two_contracts.most_rows
 
 
 @dataclass
@@ -92,14 +135,33 @@ class _Feed:
 
     session: Session
     base: Alerts
+    kept: Kept
     _held: dict[tuple[str | None, str | None], Rules] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Bring up to date what the last look left."""
+        deliveries = self.kept.deliveries
+        deliveries.refresh(self.session)
+        if deliveries.is_anew or len(deliveries.changed) > _SOME:
+            self.kept.ends = dict(_ends(self.session, None))
+            return
+        for chunk in chunks(sorted(deliveries.changed)):
+            for key in chunk:
+                self.kept.ends.pop(key, None)
+            self.kept.ends.update(_ends(self.session, chunk))
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Which files are here."""
+        return self.kept.deliveries
 
     @cached_property
     def constituencies(self) -> Mapping[uuid.UUID, AnyRow]:
         """Every constituency, with its election."""
         c = constituency.c
         query = select(
-            *(c.id, c.contract_id, c.voting_start, c.voting_end, c.status),
+            *(c.id, c.contract_id, c.voting_start, c.voting_end, c.status, c.timezone),
+            *(c.name, c.region_code, c.registered_voters),
             Election.name.label("election"),
             Election.type.label("election_type"),
         ).outerjoin(Election, Election.id == c.election_id)
@@ -121,80 +183,72 @@ class _Feed:
         return self._held[key]
 
     @cached_property
-    def slots(self) -> Mapping[str, AnyRow]:
-        """Each hour: how many constituencies delivered it, its rows, the fewest of one file."""
-        query = (
-            select(
-                _f.slot,
-                func.count(_f.constituency_id.distinct()).label("delivered"),
-                func.sum(_f.rows_read).label("rows"),
-                func.min(_f.rows_read).label("fewest"),
-            )
-            .where(_f.status == JobState.COMPLETED, _IS_HOURLY)
-            .group_by(_f.slot)
-            .order_by(_f.slot)
-        )
-        return {row.slot: row for row in self.session.execute(query)}
-
-    @cached_property
-    def owners(self) -> Mapping[uuid.UUID, AnyRow]:
-        """Each constituency with hourly files: the first, the last, how many, its rows."""
-        query = (
-            select(
-                _f.constituency_id,
-                func.min(_f.slot).label("first"),
-                func.max(_f.slot).label("last"),
-                func.count(_f.slot.distinct()).label("slots"),
-                func.sum(_f.rows_read).label("rows"),
-            )
-            .where(_f.status == JobState.COMPLETED, _IS_HOURLY)
-            .group_by(_f.constituency_id)
-        )
-        return {row.constituency_id: row for row in self.session.execute(query)}
+    def owners(self) -> Mapping[uuid.UUID, Owned]:
+        """Each constituency with hourly files."""
+        return {
+            owner: one
+            for owner, one in self.deliveries.owners.items()
+            if one.rows and owner in self.constituencies
+        }
 
     @cached_property
     def ends(self) -> Mapping[uuid.UUID, tuple[str | None, str | None]]:
         """The hourly files in which each voting began and finished, as far as they are known."""
-        t = transaction.c
-        found: dict[uuid.UUID, dict[str, str]] = {}
-        for operation in ("startVoting", "finishVoting"):
-            # By constituency: then the small index of rows that are no ballots has them.
-            first = (
-                select(func.min(t.slot))
-                .where(
-                    t.constituency_id == constituency.c.id,
-                    t.type == operation,
-                    NO_BALLOT,
-                    t.status == ACCEPTED,
-                )
-                .correlate(constituency)
-                .scalar_subquery()
-            )
-            for key, slot in self.session.execute(select(constituency.c.id, first)):
-                if slot is not None:
-                    found.setdefault(key, {})[operation] = slot
         return {
-            key: (slots.get("startVoting"), slots.get("finishVoting") or self._planned(key, slots))
-            for key, slots in found.items()
+            key: (one.start, one.finish or self._planned(key, one.start))
+            for key, one in self.kept.ends.items()
+            if key in self.constituencies and (one.start or one.finish)
         }
 
-    def _planned(self, key: uuid.UUID, slots: Mapping[str, str]) -> str | None:
+    def _planned(self, key: uuid.UUID, slot: str | None) -> str | None:
         """The hour in which the voting is to end, counted from the one in which it began."""
-        row, slot = self.constituencies[key], slots.get("startVoting")
+        row = self.constituencies[key]
         if slot is None or row.voting_start is None or row.voting_end is None:
             return None
         hours = int((row.voting_end - row.voting_start) / timedelta(hours=1))
-        if not 0 < hours <= _LONGEST_VOTING_HOURS:
-            return None
-        for _ in range(hours - 1):
-            slot = next_slot(slot)
-        return slot
+        return _later(slot, hours - 1) if 0 < hours <= _LONGEST_VOTING_HOURS else None
 
     @cached_property
     def with_whole(self) -> set[uuid.UUID]:
         """Constituencies of which the whole voting is here in one file."""
-        query = select(_f.constituency_id).where(_f.status == JobState.COMPLETED, _f.slot == WHOLE)
-        return set(self.session.scalars(query))
+        return {owner for owner, one in self.deliveries.owners.items() if one.has_whole}
+
+    @cached_property
+    def _shifts(self) -> Mapping[uuid.UUID, timedelta]:
+        """How far the clock of the file names is ahead of UTC, by the start of each voting."""
+        found = {}
+        for key, one in self.kept.ends.items():
+            if one.start and one.started_at:
+                at = one.started_at.replace(minute=0, second=0, microsecond=0, tzinfo=None)
+                found[key] = timedelta(hours=round((begin_of(one.start) - at) / timedelta(hours=1)))
+        return found
+
+    @cached_property
+    def _usual_shift(self) -> timedelta | None:
+        counted = Counter(self._shifts.values())
+        return min(counted, key=lambda one: (-counted[one], one)) if counted else None
+
+    def shift(self, owner: uuid.UUID | None) -> timedelta | None:
+        """The same for one, or for most."""
+        return self._usual_shift if owner is None else self._shifts.get(owner, self._usual_shift)
+
+    @cached_property
+    def _usual_start(self) -> datetime | None:
+        starts = (row.voting_start for row in self.constituencies.values() if row.voting_start)
+        counted = Counter(starts)
+        return min(counted, key=lambda one: (-counted[one], one)) if counted else None
+
+    def zone(self, owner: uuid.UUID | None) -> tzinfo | None:
+        """The zone of the clocks, here or for most."""
+        if owner is None:
+            return zone_of(None, self._usual_start)
+        row = self.constituencies[owner]
+        return zone_of(row.timezone, row.voting_start or self._usual_start)
+
+    def are_empty_hours_published(self, held: MissingHour) -> bool:
+        """Say whether an hour in which nothing happened has a file, too."""
+        seen = any(hour.empty for hour in self.deliveries.hours.values())
+        return held.publishes_empty(seen=seen)
 
     def watermark(self, share: float) -> str | None:
         """The greatest slot that so many constituencies have delivered, or had finished before."""
@@ -207,7 +261,7 @@ class _Feed:
             if owner in self.owners and self.owners[owner].last > finish
         )
         wanted = share * len(self.owners)
-        for slot, row in sorted(self.slots.items(), reverse=True):
+        for slot, row in sorted(self.deliveries.hours.items(), reverse=True):
             if row.delivered - twice[slot] + bisect_left(finished, slot) >= wanted:
                 return slot
         return None
@@ -231,6 +285,27 @@ class _Feed:
 
 
 # ── missing hours ────────────────────────────────────────────────────────────
+
+
+def _ends(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tuple[uuid.UUID, Ends]]:
+    t = transaction.c
+
+    def first(column: ColumnElement[Any], operation: str) -> Any:
+        # By constituency: then the small index of rows that are no ballots has them.
+        whose = (t.constituency_id == constituency.c.id, t.type == operation, NO_BALLOT)
+        query = select(func.min(column)).where(*whose, t.status == ACCEPTED)
+        return query.correlate(constituency).scalar_subquery()
+
+    query = select(
+        constituency.c.id,
+        first(t.slot, "startVoting"),
+        first(t.timestamp, "startVoting"),
+        first(t.slot, "finishVoting"),
+    )
+    if wanted is not None:
+        query = query.where(constituency.c.id.in_(wanted))
+    for key, start, started_at, finish in session.execute(query):
+        yield key, Ends(start, started_at, finish)
 
 
 def _missing_hours(feed: _Feed) -> Iterator[tuple[uuid.UUID, Finding]]:
@@ -257,7 +332,7 @@ def _missing_hours(feed: _Feed) -> Iterator[tuple[uuid.UUID, Finding]]:
 
 
 def _span(
-    feed: _Feed, owner: uuid.UUID, row: AnyRow, watermark: str, held: MissingHour
+    feed: _Feed, owner: uuid.UUID, row: Owned, watermark: str, held: MissingHour
 ) -> tuple[str, str] | None:
     """From when to when a constituency's hours must be here; None where they clearly are."""
     start, finish = feed.ends.get(owner, (None, None))
@@ -281,25 +356,28 @@ def _earlier(slot: str, hours: int) -> str:
     return f"{begin:%Y-%m-%d_%H%M}"
 
 
+@lru_cache(4096)
+def _later(slot: str, hours: int) -> str:
+    """Name the slot so many hours after one."""
+    for _ in range(hours):
+        slot = next_slot(slot)
+    return slot
+
+
 def _gaps(
     feed: _Feed, spans: Mapping[uuid.UUID, tuple[str, str]]
 ) -> Iterator[tuple[uuid.UUID, list[list[str]]]]:
-    has_empty = any(row.fewest == 0 for row in feed.slots.values())
-    here: dict[uuid.UUID, set[str]] = {}
-    for chunk in chunks(sorted(spans)):
-        query = select(_f.constituency_id, _f.slot).where(
-            _f.status == JobState.COMPLETED, _IS_HOURLY, _f.constituency_id.in_(chunk)
-        )
-        for row in feed.session.execute(query):
-            here.setdefault(row.constituency_id, set()).add(row.slot)
+    total = feed.deliveries.rows
     for owner, (begin, end) in spans.items():
+        mine = feed.deliveries.owners[owner].rows
         held = feed.held(owner).missing_hour
-        are_published = held.publishes_empty(seen=has_empty)
+        are_published = feed.are_empty_hours_published(held)
+        own = sum(mine.values())
         runs: list[list[str]] = []
         slot, was_missing = begin, False
         while slot[: len(end)] <= end:
-            is_missing = slot not in here[owner] and (
-                are_published or _expected(feed, owner, slot) >= held.least_expected
+            is_missing = slot not in mine and (
+                are_published or _expected(feed, own, total, slot) >= held.least_expected
             )
             if is_missing and was_missing:
                 runs[-1].append(slot)
@@ -310,25 +388,24 @@ def _gaps(
             yield owner, runs
 
 
-def _expected(feed: _Feed, owner: uuid.UUID, slot: str) -> float:
+def _expected(feed: _Feed, own: int, total: int, slot: str) -> float:
     """Rows expected in an hour, if the constituency's share of it is what it is of the others."""
-    total = sum(row.rows for row in feed.slots.values())
-    here = feed.slots[slot].rows if slot in feed.slots else 0
-    return float(feed.owners[owner].rows * here / max(1, total - here))
+    hour = feed.deliveries.hours.get(slot)
+    here = hour.rows if hour else 0
+    return own * here / max(1, total - here)
 
 
 def _missing_constituencies(feed: _Feed) -> Iterator[tuple[uuid.UUID | None, Finding]]:
     held = feed.base.constituency_missing
-    slots = max((row.slots for row in feed.owners.values()), default=0)
+    slots = hours_of(feed.deliveries.owners)
     if slots < held.slots_past:
         return
-    jobs = select(_f.constituency_id, func.max(_f.status == JobState.COMPLETED))
-    if is_postgresql(feed.session):
-        jobs = select(_f.constituency_id, func.bool_or(_f.status == JobState.COMPLETED))
-    known = jobs.where(
-        _f.constituency_id.is_not(None), _f.status.in_((*DELIVERED, JobState.QUARANTINED))
-    ).group_by(_f.constituency_id)
-    is_here = {row[0]: bool(row[1]) for row in feed.session.execute(known)}
+    span = _first_hours(feed, held.slots_past)
+    is_here = {
+        key: bool(one.rows or one.others)
+        for key, one in feed.deliveries.owners.items()
+        if key in feed.constituencies
+    }
     by_contract = {row.contract_id: key for key, row in feed.constituencies.items()}
     wanted: dict[str, uuid.UUID | None] = {
         feed.constituencies[key].contract_id: key for key, here in is_here.items() if not here
@@ -338,58 +415,245 @@ def _missing_constituencies(feed: _Feed) -> Iterator[tuple[uuid.UUID | None, Fin
         if owner is None or not is_here.get(owner, False):
             wanted[contract] = owner
     for contract, owner in sorted(wanted.items(), key=str):
-        yield owner, rules.constituency_missing(contract, slots=slots, held=held)
+        yield owner, rules.constituency_missing(contract, slots=slots, held=held, span=span)
+    yield from _missing_twins(feed)
+
+
+def _first_hours(feed: _Feed, number: int) -> tuple[str, ...]:
+    """The hours after which everybody should be here: the first of the feed."""
+    first = min((one.first for one in feed.owners.values()), default=None)
+    return () if first is None else (first, _later(first, number - 1))
+
+
+def _missing_twins(feed: _Feed) -> Iterator[tuple[uuid.UUID, Finding]]:
+    """Ballots that most territories of a region have beside another one, and these have not.
+
+    Two constituencies are one territory's when their rolls are the same within 0.1 %, as in
+    `levels.twins`.
+    """
+    by_region: dict[str, dict[str, list[tuple[int, str, uuid.UUID]]]] = {}
+    for key, row in feed.constituencies.items():
+        if key in feed.deliveries.owners and row.election and row.registered_voters:
+            ballots = by_region.setdefault(row.region_code or "", {})
+            told = (row.registered_voters, row.contract_id, key)
+            ballots.setdefault(row.election, []).append(told)
+    for _region, ballots in sorted(by_region.items()):
+        for one, other in permutations(sorted(ballots), 2):
+            yield from _twinless(feed, sorted(ballots[one]), sorted(ballots[other]), other)
+
+
+def _twinless(
+    feed: _Feed,
+    here: Sequence[tuple[int, str, uuid.UUID]],
+    there: Sequence[tuple[int, str, uuid.UUID]],
+    ballot: str,
+) -> Iterator[tuple[uuid.UUID, Finding]]:
+    alone: list[uuid.UUID] = []
+    place = 0
+    for roll, _contract, key in here:
+        while place < len(there) and there[place][0] < roll * (1 - TWIN_ROLLS):
+            place += 1
+        if place < len(there) and there[place][0] <= roll * (1 + TWIN_ROLLS):
+            place += 1
+        else:
+            alone.append(key)
+    paired = len(here) - len(alone)
+    for key in alone:
+        held = feed.held(key).constituency_missing
+        mine = feed.deliveries.owners[key]
+        if paired < held.twins_least or paired < held.twins_share * len(here):
+            continue
+        if mine.slots < held.slots_past:
+            continue
+        span = (mine.first, _later(mine.first, held.slots_past - 1))
+        twin = Twin(
+            ballot=ballot,
+            roll=feed.constituencies[key].registered_voters,
+            paired=paired,
+            of=len(here),
+            slots=span,
+        )
+        yield key, rules.twin_missing(twin, held)
 
 
 # ── late, silent ─────────────────────────────────────────────────────────────
 
 
-def _late_files(feed: _Feed) -> Iterator[tuple[uuid.UUID, Finding]]:
-    spread = (
-        select(_f.slot, func.min(_f.mtime).label("first"), func.max(_f.mtime).label("last"))
-        .where(_f.status.in_(DELIVERED), _IS_HOURLY, _f.mtime.is_not(None))
-        .group_by(_f.slot)
-        .order_by(_f.slot)
-    )
-    shortest = timedelta(hours=feed.base.late_file.hours)
-    doubtful = [
-        slot.slot
-        for slot in feed.session.execute(spread).all()
-        if slot.last - slot.first > shortest or feed.base.differs
-    ]
-    # No index leads by slot: many are asked for in one go, or each would read the whole ledger.
-    for chunk in chunks(doubtful):
-        first = (
-            select(_f.slot, _f.constituency_id, func.min(_f.mtime).label("written_at"))
-            .where(_f.status.in_(DELIVERED), _f.mtime.is_not(None))
-            .where(_IS_HOURLY, _f.slot.in_(chunk))
-            .group_by(_f.slot, _f.constituency_id)
-            .order_by(_f.slot, _f.constituency_id)
-        )
-        for slot, rows in groupby(feed.session.execute(first), lambda row: str(row.slot)):
-            yield from _late_in(feed, slot, list(rows))
+def _late_files(feed: _Feed) -> Iterator[tuple[uuid.UUID | None, Finding]]:
+    held = feed.base.late_file
+    shortest = timedelta(hours=held.hours)
+    single: dict[uuid.UUID, list[Late]] = {}
+    shared: list[Late] = []
+    for slot, hour in sorted(feed.deliveries.hours.items()):
+        if hour.least is None or hour.most is None:
+            continue
+        # Few hours are in doubt; of the others, nobody's time need be known.
+        in_doubt = moment_of(hour.most) - moment_of(hour.least) > shortest
+        late = _late_in(feed, slot) if in_doubt or feed.base.differs else []
+        if len(late) >= held.several and len(late) >= held.fleet_share * hour.delivered:
+            worst = max(late, key=lambda one: (one[1].written_at, one[0]))[1]
+            contracts = sorted(str(feed.contract(owner)) for owner, _ in late)
+            shared.append(replace(worst, contracts=tuple(contracts)))
+        else:
+            for owner, one in late:
+                single.setdefault(owner, []).append(one)
+    for run in _in_a_row(shared):
+        yield None, rules.late_file(run, held)
+    for owner, some in single.items():
+        for run in _in_a_row(some):
+            yield owner, rules.late_file(run, feed.held(owner).late_file)
 
 
-def _late_in(feed: _Feed, slot: str, rows: Sequence[AnyRow]) -> Iterator[tuple[uuid.UUID, Finding]]:
-    usual = median_low(row.written_at for row in rows)
-    for row in rows:
-        late = Late(slot, row.written_at, usual, len(rows))
-        for finding in rules.late_file(late, feed.held(row.constituency_id).late_file):
-            yield row.constituency_id, finding
+def _late_in(feed: _Feed, slot: str) -> list[tuple[uuid.UUID, Late]]:
+    """Whose file of an hour was written long after the middle one.
+
+    An hour that was fetched over hours (the whole voting in one go, after it) has no usual time.
+    """
+    written = {
+        owner: one.written[slot]
+        for owner, one in feed.deliveries.owners.items()
+        if slot in one.written and owner in feed.constituencies
+    }
+    in_order = sorted(written.values())
+    number = len(in_order)
+    quarter, usual, most = (moment_of(in_order[part * (number - 1) // 4]) for part in (1, 2, 3))
+    found = []
+    for owner in sorted(written):
+        held = feed.held(owner).late_file
+        longest = timedelta(hours=held.hours)
+        if number < held.least or most - quarter > longest:
+            continue
+        at = moment_of(written[owner])
+        if at - usual > longest:
+            found.append((owner, Late(slot, at, usual, number)))
+    return found
+
+
+def _in_a_row(late: Sequence[Late]) -> Iterator[list[Late]]:
+    """What was late hour after hour is one finding."""
+    run: list[Late] = []
+    for one in late:
+        if run and next_slot(run[-1].slot) != one.slot:
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
 
 
 def _silence(feed: _Feed, now: datetime) -> list[Finding]:
     last = feed.session.scalar(select(func.max(_f.discovered_at)))
-    c = constituency.c
+    if last is None:
+        return []
+    held = feed.base.silent_feed
     longest_ago = now - timedelta(hours=_LONGEST_VOTING_HOURS)
-    voting = feed.session.scalar(
-        select(func.count()).where(
-            c.voting_start <= now,
-            # One of which no end is known is not open for ever.
-            or_(c.voting_end > now, and_(c.voting_end.is_(None), c.voting_start > longest_ago)),
-        )
+    voting = 0
+    for owner, row in feed.constituencies.items():
+        start, end = row.voting_start, row.voting_end
+        # One of which no end is known is not open for ever.
+        if start is None or start > now or (end <= now if end else start <= longest_ago):
+            continue
+        since = max(last, start)
+        waited = now - since
+        if not feed.are_empty_hours_published(feed.held(owner).missing_hour):
+            # By night hardly anybody votes, and of an hour without a transaction no file comes.
+            waited = _by_day(since, now, zone_of(row.timezone, start) or UTC, held)
+        voting += waited > timedelta(hours=held.hours)
+    return rules.silent_feed(last, voting=voting, held=held)
+
+
+def _by_day(since: datetime, now: datetime, zone: tzinfo, held: SilentFeed) -> timedelta:
+    """How much of a time lies in the hours of the day in which people vote."""
+    total = timedelta(0)
+    ahead = since.astimezone(zone).utcoffset() or timedelta(0)
+    day = (since + ahead).replace(hour=0, minute=0, second=0, microsecond=0) - ahead
+    while day < now:
+        opens, closes = (day + timedelta(hours=hour) for hour in (held.from_hour, held.to_hour))
+        total += max(timedelta(0), min(now, closes) - max(since, opens))
+        day += timedelta(days=1)
+    return total
+
+
+# ── evidence ─────────────────────────────────────────────────────────────────
+
+Files = Mapping[tuple[uuid.UUID, str], str]
+
+
+def _slots_named(feed: _Feed, owner: uuid.UUID | None, finding: Finding) -> list[str]:
+    """The slots of a finding; those of its hour where it names none."""
+    details = finding.details
+    if slots := details.get("slots") or [each for each in [details.get("slot")] if each]:
+        return list(slots)
+    shift = feed.shift(owner)
+    if finding.rule != "rollback_burst" or shift is None:
+        return []
+    begin = datetime.fromisoformat(details["window"][0]) + shift
+    prefix = f"{begin:%Y-%m-%d_%H}"
+    return sorted(slot for slot in feed.deliveries.hours if slot.startswith(prefix))
+
+
+def _beside(feed: _Feed, owner: uuid.UUID, finding: Finding) -> list[str]:
+    """The slots whose files are the evidence; of missing hours those before and after them."""
+    slots = _slots_named(feed, owner, finding)
+    if finding.rule != "missing_hour":
+        return slots
+    here = sorted(feed.deliveries.owners[owner].rows)
+    first, last = finding.details["episode"]["first"], finding.details["episode"]["last"]
+    before = [slot for slot in here if slot < first]
+    after = [slot for slot in here if slot > last]
+    return [*before[-1:], *after[:1]]
+
+
+def _files_behind(feed: _Feed, findings: Sequence[tuple[uuid.UUID | None, Finding]]) -> Files:
+    """The current files of these findings, by constituency and slot."""
+    slots = {
+        (owner, slot)
+        for owner, finding in findings
+        if owner in feed.deliveries.owners
+        for slot in _beside(feed, owner, finding)
+    }
+    names = sorted({slot for _, slot in slots})
+    found: dict[tuple[uuid.UUID, str], str] = {}
+    for chunk in chunks(sorted({owner for owner, _ in slots})):
+        for some in chunks(names):
+            query = select(_f.constituency_id, _f.slot, _f.sha256).where(
+                _f.status == JobState.COMPLETED, _f.constituency_id.in_(chunk), _f.slot.in_(some)
+            )
+            found |= {
+                (key, slot): sha256
+                for key, slot, sha256 in feed.session.execute(query)
+                if (key, slot) in slots
+            }
+    return found
+
+
+_ABSENT = ("missing_hour", "constituency_missing", "silent_feed")
+
+
+def _proved(feed: _Feed, owner: uuid.UUID | None, finding: Finding, files: Files) -> Finding:
+    """Add what was looked at: the time, here and in UTC, the files, and how much of it is here."""
+    slots = _slots_named(feed, owner, finding)
+    beside = _beside(feed, owner, finding) if owner in feed.deliveries.owners else []
+    told = [
+        {"slot": slot, "sha256": files[owner, slot], "lines": []}
+        for slot in beside
+        if owner is not None and (owner, slot) in files
+    ]
+    if finding.rule == _IN_TWO:
+        told = files_of_lines(feed.session, finding)
+    hours = [
+        feed.deliveries.hours[slot].delivered for slot in slots if slot in feed.deliveries.hours
+    ]
+    share = sum(hours) / max(1, len(slots) * len(feed.owners)) if owner is None and slots else 1.0
+    return proved_by_files(
+        finding,
+        feed.contract(owner),
+        slots=slots,
+        shift=feed.shift(owner),
+        zone=feed.zone(owner),
+        files=told,
+        coverage=0.0 if finding.rule in _ABSENT else round(min(1.0, share), 3),
     )
-    return rules.silent_feed(last, voting=voting or 0, now=now, held=feed.base.silent_feed)
 
 
 # ── rollbacks ────────────────────────────────────────────────────────────────
@@ -429,14 +693,6 @@ def _burst_of(feed: _Feed, row: AnyRow, rolled_back: int, total: int) -> Burst:
 # ── one transaction in two contracts ─────────────────────────────────────────
 
 _IN_TWO = "transaction_in_two_contracts"
-
-
-def _reads_all_ids(session: Session, held: Alerts, *, is_thorough: bool) -> bool:
-    """Say whether every id may be read: it takes a second for a million of them."""
-    if is_thorough:
-        return True
-    rows = session.scalar(select(func.sum(_f.rows_stored)))
-    return (rows or 0) <= held.transaction_in_two_contracts.most_rows
 
 
 def _in_two_contracts(session: Session) -> Iterator[tuple[None, Finding]]:
@@ -486,7 +742,8 @@ def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
 
     Then those that the settings expect and of which nothing ever came.
     """
-    feed = _Feed(session, held)
+    feed = _Feed(session, held, Kept())
+    feed.refresh()
     lacking: dict[uuid.UUID, list[list[str]]] = {}
     watermark = feed.watermark(held.missing_hour.watermark)
     if watermark is not None:

@@ -299,6 +299,7 @@ def assemble(  # noqa: PLR0913 - a group has this many sides
     fleet = Fleet(roll=roll, region=region[0], known=known & (roll > 0)[:, None])
     return Group(
         ids=[voting.id for voting in votings],
+        contracts=[voting.contract_id for voting in votings],
         names=[voting.name or voting.contract_id for voting in votings],
         fleet=fleet,
         region_names=region[1],

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 from ingestd.models import Constituency, FileProcessing, table_of
 from ingestd.pipeline.facts import Facts, slot_times
 from ingestd.pipeline.histories import histories_of, rows_of
-from ingestd.pipeline.rules import MOST_LISTED, RULES, RULESET, Finding
+from ingestd.pipeline.rules import MOST_LISTED, RULES, RULESET, Finding, missing_slots
+from ingestd.pipeline.rules.ballots import REFUSED
 from ingestd.pipeline.touched import chunks
 from ingestd.pipeline.validate import constituency_prefix, transaction_id
 
@@ -33,6 +34,14 @@ _MAY_CHANGE = frozenset(
     (
         *("turnout_over_registered", "vote_without_main_key", "lifecycle_order"),
         *("rolled_back_for_good", "results_mismatch"),
+    )
+)
+# What every commit of the constituency looks at again, so that it may speak of all its hours.
+_EVERY_COMMIT = frozenset(
+    (
+        *_MAY_CHANGE,
+        *("votes_exceed_bulletins", "reject_share", "roll_changed_during_voting"),
+        "whole_export_differs",
     )
 )
 ledgered = table_of(FileProcessing)
@@ -60,10 +69,48 @@ def proved(session: Session, facts: Facts, findings: Sequence[Finding]) -> list[
             "scope": {"contract_id": contract},
             "files": _files(finding, lines, files),
             "benign_causes": _benign(finding),
+            "coverage": _coverage(facts) if _is_about_all(finding) else 1.0,
         }
-        details["window"] = _window(finding, facts, zone, lines)
-        proof.append(replace(finding, details=details, description=words))
+        span = _span(finding, facts, lines)
+        if span is None and _is_about_all(finding):
+            span = _whole_time(facts)
+            told = [(slot, file.sha256) for slot, file in files.items() if slot]
+            details["files"] = (
+                details["files"]
+                or [{"slot": slot, "sha256": sha256, "lines": []} for slot, sha256 in sorted(told)][
+                    :MOST_LISTED
+                ]
+            )
+        details["window"] = _told_window(span, zone) if span else None
+        at = finding.detected_at or (span[1] if span else None)
+        if at is None and _is_about_all(finding):
+            at = facts.rolled_up.last_activity
+        proof.append(replace(finding, details=details, description=words, detected_at=at))
     return proof
+
+
+def _is_about_all(finding: Finding) -> bool:
+    return finding.rule in _EVERY_COMMIT or finding.subject == REFUSED
+
+
+def _whole_time(facts: Facts) -> tuple[datetime, datetime] | None:
+    """From the first hourly file to the last; without any, the voting so far."""
+    ahead = facts.shift or timedelta(0)
+    if facts.slots:
+        first, last = facts.slots[0].slot, facts.slots[-1].slot
+        return slot_times(first, ahead)[0], slot_times(last, ahead)[1]
+    start, last_seen = facts.rolled_up.facts.get("voting_start"), facts.rolled_up.last_activity
+    return (start, last_seen) if start and last_seen else None
+
+
+def _coverage(facts: Facts) -> float:
+    """The share of the hours up to the last one that is here; the rest may change the finding."""
+    if facts.has_whole:
+        return 1.0
+    here = [slot.slot for slot in facts.slots]
+    start = min([*here, *([facts.start_slot] if facts.start_slot else [])], default=None)
+    missing = len(missing_slots(here, start)) + (start is not None and start not in here)
+    return round(len(here) / max(1, len(here) + missing), 3)
 
 
 def proved_plainly(finding: Finding, contract: str | None) -> Finding:
@@ -75,6 +122,46 @@ def proved_plainly(finding: Finding, contract: str | None) -> Finding:
         "benign_causes": _benign(finding),
     }
     return replace(finding, details=details)
+
+
+def proved_by_files(  # noqa: PLR0913 - the parts of the evidence
+    finding: Finding,
+    contract: str | None,
+    *,
+    slots: Sequence[str],
+    shift: timedelta | None,
+    zone: tzinfo | None,
+    files: list[dict[str, Any]],
+    coverage: float,
+) -> Finding:
+    """Add the evidence to what a rule about all constituencies found."""
+    details = dict(finding.details)
+    span: tuple[datetime, datetime] | None = None
+    if isinstance(named := details.pop("window", None), list):
+        begin, end = (datetime.fromisoformat(moment) for moment in named)
+        span = begin, end
+    elif slots:
+        # Where nobody knows the zone of the names, their own clock is the best there is.
+        ahead = shift or timedelta(0)
+        span = slot_times(min(slots), ahead)[0], slot_times(max(slots), ahead)[1]
+    details["window"] = _told_window(span, zone) if span else None
+    details["files"] = files[:MOST_LISTED]
+    details["coverage"] = coverage
+    at = finding.detected_at or (span[1] if span else None)
+    return proved_plainly(replace(finding, details=details, detected_at=at), contract)
+
+
+def files_of_lines(session: Session, finding: Finding) -> list[dict[str, Any]]:
+    """The lines of a finding's transactions in every contract that it names."""
+    found = []
+    for contract in finding.details["contracts"]:
+        for told in _lines(session, contract, _ids(finding)).values():
+            line = told[1]
+            found.append(
+                {"slot": line["slot"], "sha256": line["sha256"], "lines": [line["line"]]}
+                | {"contract": contract}
+            )
+    return found
 
 
 def _benign(finding: Finding) -> list[str]:
@@ -103,28 +190,29 @@ def zone_of(
     return timezone(ahead if ahead <= _EASTERNMOST else ahead - _DAY)
 
 
-def _window(
-    finding: Finding,
-    facts: Facts,
-    zone: tzinfo | None,
-    lines: dict[str, tuple[datetime, dict[str, Any]]],
-) -> dict[str, Any] | None:
-    """The time that a finding is about, in UTC and in local time."""
+def _span(
+    finding: Finding, facts: Facts, lines: dict[str, tuple[datetime, dict[str, Any]]]
+) -> tuple[datetime, datetime] | None:
+    """The time that a finding is about."""
     slots = finding.details.get("slots") or [finding.details.get("slot")]
     slots = [slot for slot in slots if slot and "_" in slot]
     if slots and facts.shift is not None:
-        begin, end = slot_times(min(slots), facts.shift)[0], slot_times(max(slots), facts.shift)[1]
-    else:
-        moments = [lines[tx_id][0] for tx_id in _ids(finding) if tx_id in lines]
-        if not moments:
-            return None
-        begin, end = min(moments), max(moments)
+        return slot_times(min(slots), facts.shift)[0], slot_times(max(slots), facts.shift)[1]
+    moments = [lines[tx_id][0] for tx_id in _ids(finding) if tx_id in lines]
+    if moments:
+        return min(moments), max(moments)
+    if slots:  # the zone of names is not known: their own clock
+        return slot_times(min(slots), timedelta(0))[0], slot_times(max(slots), timedelta(0))[1]
+    return None
+
+
+def _told_window(span: tuple[datetime, datetime], zone: tzinfo | None) -> dict[str, Any]:
     local = ahead = None
     if zone is not None:
-        local = [f"{moment.astimezone(zone):%Y-%m-%d %H:%M}" for moment in (begin, end)]
-        ahead = (zone.utcoffset(begin) or timedelta(0)) / timedelta(hours=1)
+        local = [f"{moment.astimezone(zone):%Y-%m-%d %H:%M}" for moment in span]
+        ahead = (span[0].astimezone(zone).utcoffset() or timedelta(0)) / timedelta(hours=1)
     return {
-        "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in (begin, end)],
+        "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in span],
         "local": local,
         "local_ahead_hours": ahead,
     }

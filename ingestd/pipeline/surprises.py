@@ -30,7 +30,7 @@ from ingestd.pipeline.peers import (
     in_words,
     likely,
 )
-from ingestd.pipeline.rules import RULESET, Finding, Severity
+from ingestd.pipeline.rules import MOST_LISTED, RULESET, Finding, Severity
 from ingestd.pipeline.rules.base import many as number_of
 
 RULES = (
@@ -59,6 +59,7 @@ class Group:
     """Votings of one length on one date, by constituency (sorted by contract) and hour of vote."""
 
     ids: Sequence[uuid.UUID]
+    contracts: Sequence[str]
     names: Sequence[str]
     fleet: Fleet
     region_names: Sequence[str]
@@ -271,17 +272,33 @@ def _episodes(
     """Fold consecutive hours of one constituency into one alert; its subject is the first hour."""
     found = flags["bulletins"] | flags["votes"]
     for one in np.flatnonzero(found.any(axis=1)).tolist():
-        hours = np.flatnonzero(found[one])
-        for run in np.split(hours, np.flatnonzero(np.diff(hours) > 1) + 1):
+        for run in _runs(found[one]):
             yield _episode(
                 rule,
                 group,
                 figures,
                 int(one),
-                [int(hour) for hour in run],
+                run,
                 severity="critical" if is_critical[one, run].any() else "warning",
                 flags=flags,
             )
+
+
+def _runs(flags: Flags) -> Iterator[list[int]]:
+    """Places that follow each other: what lasts is one finding."""
+    places = np.flatnonzero(flags)
+    if len(places):
+        for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+            yield [int(place) for place in run]
+
+
+def _worst(hours: Sequence[int], values: Floats) -> int:
+    """The hour that is farthest off; of several the first."""
+    return max(hours, key=lambda hour: (float(values[hour]), -hour))
+
+
+def _lasted(hours: Sequence[int]) -> str:
+    return f" This went on for {len(hours)} hours." if len(hours) > 1 else ""
 
 
 def _episode(  # noqa: PLR0913 - one alert has this many sides
@@ -323,12 +340,12 @@ def _episode(  # noqa: PLR0913 - one alert has this many sides
         description=(
             f"At {_span(group, one, hour, hour)} local, {seen} {_VERB[name]}; "
             f"{_its(group.compared_with(one, hour))} make {low} to {high} likely. "
-            f"By chance: {in_words(chance_of(z))} of such hours."
-            + (f" This went on for {len(hours)} hours." if len(hours) > 1 else "")
+            f"By chance: {in_words(chance_of(z))} of such hours." + _lasted(hours)
         ),
         causes=_CAUSES[rule],
         figures={
             "series": name,
+            "worst_hour": _iso(group.utc(one, hour)),
             "observed": seen,
             "expected": round(float(series.mu[one, hour]), 1),
             "likely": [low, high],
@@ -372,34 +389,61 @@ def shifts(group: Group, figures: Figures) -> Iterator[Surprise]:
     far &= np.abs(seen - mu) >= limits["least_off"][:, None]
     left = group.fleet.roll - group.counts["bulletins"].sum(axis=1)
     far &= (z > 0) | (left >= np.maximum(_DROP_BALLOTS, _DROP_SHARE * group.fleet.roll))[:, None]
-    for one, block in np.argwhere(far).tolist():
-        hours = list(range(block * BLOCK_HOURS, min(last, block * BLOCK_HOURS + 5) + 1))
-        hours = [hour for hour in hours if group.fleet.known[one, hour]]
-        many, likely_mu, off = int(seen[one, block]), float(mu[one, block]), float(z[one, block])
-        finding = _finding(
-            "sustained_shift",
-            group,
-            int(one),
-            hours,
-            subject=_iso(group.utc(one, int(block) * BLOCK_HOURS)),
-            severity="warning",
-            title=f"Six hours off its own level: {many} bulletins, {likely_mu:.0f} expected",
-            description=(
-                f"From {_span(group, one, hours[0], hours[-1])} local, {many} bulletins were "
-                f"issued; its own level so far and its peers make about {likely_mu:.0f} likely. "
-                f"By chance: {in_words(chance_of(off))} of such blocks."
-            ),
-            causes=_CAUSES["sustained_shift"],
-            figures={
-                "series": "bulletins",
-                "observed": many,
-                "expected": round(likely_mu, 1),
-                "statistic": {"z": round(off, 2)},
-                "threshold": {"z": round(float(limits["shift_z"][one]), 2)},
-            },
-            weight=many if off > 0 else 1,
-        )
-        yield Surprise(int(one), finding, tuple(hours), "bulletins")
+    for one in np.flatnonzero(far.any(axis=1)).tolist():
+        for way in (z[one] > 0, z[one] < 0):
+            for run in _runs(far[one] & way):
+                hours = [
+                    hour
+                    for hour in range(run[0] * BLOCK_HOURS, (run[-1] + 1) * BLOCK_HOURS)
+                    if hour <= last and group.fleet.known[one, hour]
+                ]
+                yield _shift(group, figures, int(one), run, hours)
+
+
+def _shift(group: Group, figures: Figures, one: int, run: list[int], hours: list[int]) -> Surprise:
+    seen, mu, z = figures.blocks
+    block = _worst(run, np.abs(z[one]))
+    many, likely_mu, off = int(seen[one, block]), float(mu[one, block]), float(z[one, block])
+    since, until = (
+        block * BLOCK_HOURS,
+        min((block + 1) * BLOCK_HOURS, group.fleet.known.shape[1]) - 1,
+    )
+    finding = _finding(
+        "sustained_shift",
+        group,
+        one,
+        hours,
+        subject=_iso(group.utc(one, run[0] * BLOCK_HOURS)),
+        severity="warning",
+        title=f"Six hours off its own level: {many} bulletins, {likely_mu:.0f} expected",
+        description=(
+            f"From {_span(group, one, since, until)} local, {many} bulletins were "
+            f"issued; its own level so far and its peers make about {likely_mu:.0f} likely. "
+            f"By chance: {in_words(chance_of(off))} of such blocks."
+            + (f" This went on for {len(run)} such blocks." if len(run) > 1 else "")
+        ),
+        causes=_CAUSES["sustained_shift"],
+        figures={
+            "series": "bulletins",
+            "worst_hour": _iso(group.utc(one, since)),
+            "observed": many,
+            "expected": round(likely_mu, 1),
+            "statistic": {"z": round(off, 2)},
+            "threshold": {"z": round(float(group.limits["shift_z"][one]), 2)},
+            "hours": [
+                {
+                    "hour": _iso(group.utc(one, each * BLOCK_HOURS)),
+                    "observed": int(seen[one, each]),
+                    "expected": round(float(mu[one, each]), 1),
+                    "z": round(float(z[one, each]), 2),
+                }
+                for each in run
+            ],
+        },
+        weight=int(seen[one, run].sum()) if off > 0 else len(run),
+        of="more" if off > 0 else "fewer",
+    )
+    return Surprise(one, finding, tuple(hours), "bulletins")
 
 
 # The rules of regions and levels ------------------------------------------------------------
@@ -407,51 +451,78 @@ def shifts(group: Group, figures: Figures) -> Iterator[Surprise]:
 
 def outlying_regions(group: Group, figures: Figures) -> Iterator[Surprise]:
     """Find hours of a region far above the other regions (t ≥ 5.5); half of all together: info."""
-    seen, mu, t = figures.regions
+    t = figures.regions[2]
     limits = np.full(len(t), np.inf)
     np.minimum.at(limits, group.fleet.region, group.limits["region_t"])
     far = np.nan_to_num(t) >= limits[:, None]
-    for region, hour in np.argwhere(far).tolist():
-        one = int(np.flatnonzero(group.fleet.region == region)[0])
-        name = group.region_names[region] or "a region without a name"
-        limit = float(limits[region])
-        together = int(far[:, hour].sum())
-        is_national = 2 * together >= int((~np.isnan(t[:, hour])).sum())
-        members = np.flatnonzero(group.fleet.region == region)
-        finding = _finding(
-            "region_correlated",
-            group,
-            one,
-            [int(hour)],
-            subject=_subject_of_region(group, region, one, hour),
-            severity="info" if is_national else "warning",
-            title=f"{name} as a whole: {int(seen[region, hour])} bulletins in an hour",
-            description=(
-                f"At {_span(group, one, hour, hour)} local, {int(seen[region, hour])} bulletins "
-                f"were issued in {name}; the other regions make about {mu[region, hour]:.0f} "
-                f"likely. The whole region moved, not one constituency."
-            ),
-            causes=_CAUSES["region_correlated"],
-            figures={
-                "series": "bulletins",
-                "observed": int(seen[region, hour]),
-                "expected": round(float(mu[region, hour]), 1),
-                "statistic": {"t": round(float(t[region, hour]), 2)},
-                "threshold": {"t": limit},
-                "regions_together": together,
-                "constituencies": len(members),
-            },
-            weight=int(seen[region, hour]),
-            whose=members,
-        )
-        yield Surprise(None, finding, (int(hour),), None)
+    is_national = 2 * far.sum(axis=0) >= (~np.isnan(t)).sum(axis=0)
+    for region in np.flatnonzero(far.any(axis=1)).tolist():
+        for run in _runs(far[region]):
+            yield _region(group, figures, int(region), run, is_national, float(limits[region]))
+
+
+def _region(
+    group: Group,
+    figures: Figures,
+    region: int,
+    run: list[int],
+    is_national: Flags,
+    limit: float,
+) -> Surprise:
+    seen, mu, t = figures.regions
+    members = np.flatnonzero(group.fleet.region == region)
+    one, hour = int(members[0]), _worst(run, t[region])
+    name = group.region_names[region] or "a region without a name"
+    finding = _finding(
+        "region_correlated",
+        group,
+        one,
+        run,
+        subject=_subject_of_region(group, region, one, run[0]),
+        severity="info" if is_national[run].all() else "warning",
+        title=f"{name} as a whole: {int(seen[region, hour])} bulletins in an hour",
+        description=(
+            f"At {_span(group, one, hour, hour)} local, {int(seen[region, hour])} bulletins "
+            f"were issued in {name}; the other regions make about {mu[region, hour]:.0f} "
+            f"likely. The whole region moved, not one constituency." + _lasted(run)
+        ),
+        causes=_CAUSES["region_correlated"],
+        figures={
+            "series": "bulletins",
+            "worst_hour": _iso(group.utc(one, hour)),
+            "observed": int(seen[region, hour]),
+            "expected": round(float(mu[region, hour]), 1),
+            "statistic": {"t": round(float(t[region, hour]), 2)},
+            "threshold": {"t": limit},
+            "regions_together": int((t[:, hour] >= limit).sum()),
+            "constituencies": len(members),
+            "contracts": [group.contracts[each] for each in members[:MOST_LISTED]],
+            "hours": [
+                {
+                    "hour": _iso(group.utc(one, each)),
+                    "observed": int(seen[region, each]),
+                    "expected": round(float(mu[region, each]), 1),
+                    "t": round(float(t[region, each]), 2),
+                }
+                for each in run
+            ],
+        },
+        weight=int(seen[region, run].sum()),
+        whose=members,
+        of=_region_name(group, region, one),
+    )
+    return Surprise(None, finding, tuple(run), None)
 
 
 def _subject_of_region(group: Group, region: int, one: int, hour: int) -> str:
     """Tell a region's hour from all others: pooled ones have no name, and groups share names."""
+    return f"{_region_name(group, region, one)}:{_iso(group.utc(one, hour))}"
+
+
+def _region_name(group: Group, region: int, one: int) -> str:
     days = -(-group.fleet.known.shape[1] // _DAY)
     name = group.region_names[region] or f"opened {_iso(group.utc(one, 0))}"
-    return f"{name}:{days}:{_iso(group.utc(one, hour))}"
+    return f"{name}:{days}"
 
 
 def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
@@ -526,8 +597,9 @@ def _level(  # noqa: PLR0913 - one alert has this many sides
         title=title,
         description=description,
         causes=_CAUSES[kind],
-        figures={"kind": kind, **figures},
+        figures={"kind": kind, "worst_hour": _iso(group.utc(one, hour)), **figures},
         weight=weight,
+        of=kind,
     )
     return Surprise(one, finding, (hour,), None)
 
@@ -541,71 +613,112 @@ def outlying_lag(group: Group, figures: Figures) -> Iterator[Surprise]:
     far = np.nan_to_num(z) >= group.limits["lag_z"][:, None]
     far &= group.counts["votes"] - mu >= group.limits["least_off"][:, None]
     far &= figures.enough[None, :]
-    for one, hour in np.argwhere(far).tolist():
-        votes, issued = (int(group.counts[name][one, hour]) for name in ("votes", "bulletins"))
-        finding = _finding(
-            "peer_outlier",
-            group,
-            int(one),
-            [int(hour)],
-            subject=f"lag:{_iso(group.utc(one, hour))}",
-            severity="warning",
-            title=f"{votes} votes to {issued} bulletins in an hour",
-            description=(
-                f"At {_span(group, one, hour, hour)} local, {votes} votes were cast; by the "
-                f"{issued} bulletins of this hour and those of the hour before, "
-                f"{mu[one, hour]:.0f} are likely. "
-                f"By chance: {in_words(chance_of(float(z[one, hour])))} of such hours."
-            ),
-            causes=_CAUSES["lag"],
-            figures={
-                "kind": "lag",
-                "series": "votes",
-                "observed": votes,
-                "expected": round(float(mu[one, hour]), 1),
-                "statistic": {"z": round(float(z[one, hour]), 2)},
-                "threshold": {"z": float(group.limits["lag_z"][one])},
-            },
-            weight=votes,
-        )
-        yield Surprise(int(one), finding, (int(hour),), "votes")
+    for one in np.flatnonzero(far.any(axis=1)).tolist():
+        for run in _runs(far[one]):
+            yield _lag(group, figures, int(one), run)
+
+
+def _lag(group: Group, figures: Figures, one: int, run: list[int]) -> Surprise:
+    mu, z = figures.lag
+    hour = _worst(run, z[one])
+    votes, issued = (int(group.counts[name][one, hour]) for name in ("votes", "bulletins"))
+    finding = _finding(
+        "peer_outlier",
+        group,
+        one,
+        run,
+        subject=f"lag:{_iso(group.utc(one, run[0]))}",
+        severity="warning",
+        title=f"{votes} votes to {issued} bulletins in an hour",
+        description=(
+            f"At {_span(group, one, hour, hour)} local, {votes} votes were cast; by the "
+            f"{issued} bulletins of this hour and those of the hour before, "
+            f"{mu[one, hour]:.0f} are likely. "
+            f"By chance: {in_words(chance_of(float(z[one, hour])))} of such hours." + _lasted(run)
+        ),
+        causes=_CAUSES["lag"],
+        figures={
+            "kind": "lag",
+            "series": "votes",
+            "worst_hour": _iso(group.utc(one, hour)),
+            "observed": votes,
+            "expected": round(float(mu[one, hour]), 1),
+            "statistic": {"z": round(float(z[one, hour]), 2)},
+            "threshold": {"z": float(group.limits["lag_z"][one])},
+            "hours": [
+                {
+                    "hour": _iso(group.utc(one, each)),
+                    "observed": int(group.counts["votes"][one, each]),
+                    "expected": round(float(mu[one, each]), 1),
+                    "z": round(float(z[one, each]), 2),
+                }
+                for each in run
+            ],
+        },
+        weight=int(group.counts["votes"][one, run].sum()),
+        of="lag",
+    )
+    return Surprise(one, finding, tuple(run), "votes")
 
 
 def parted_twins(group: Group, figures: Figures) -> Iterator[Surprise]:
     """Find hours in which two ballots of one territory were not issued together."""
     for pair in figures.twins:
         limit = float(group.limits["twin_t"][pair.one])
-        for hour in np.flatnonzero(np.abs(np.nan_to_num(pair.t)) >= limit).tolist():
-            t = float(pair.t[hour])
-            one, other = (pair.one, pair.other) if t > 0 else (pair.other, pair.one)
-            more, fewer = (int(group.counts["bulletins"][each, hour]) for each in (one, other))
-            finding = _finding(
-                "peer_outlier",
-                group,
-                one,
-                [int(hour)],
-                subject=f"twin:{_iso(group.utc(one, hour))}:{group.ids[other]}",
-                severity="warning",
-                title=f"{more} bulletins here, {fewer} of the same voters' other ballot",
-                description=(
-                    f"At {_span(group, one, hour, hour)} local, {more} bulletins were issued, and "
-                    f"{fewer} of the other ballot of the same territory "
-                    f"({group.names[other]}); the two go together in other hours. "
-                    f"By chance: {in_words(chance_of(t))} of such hours."
-                ),
-                causes=_CAUSES["twin"],
-                figures={
-                    "kind": "twin",
-                    "series": "bulletins",
-                    "observed": more,
-                    "expected": fewer,
-                    "twin": str(group.ids[other]),
-                    "statistic": {"t": round(abs(t), 2)},
-                    "threshold": {"t": limit},
-                },
-                weight=more - fewer,
-            )
-            yield Surprise(one, finding, (int(hour),), "bulletins")
+        t = np.nan_to_num(pair.t)
+        for flags, one, other in (
+            (t >= limit, pair.one, pair.other),
+            (t <= -limit, pair.other, pair.one),
+        ):
+            for run in _runs(flags):
+                yield _parted(group, np.abs(t), one, other, run, limit)
+
+
+def _parted(
+    group: Group, t: Floats, one: int, other: int, run: list[int], limit: float
+) -> Surprise:
+    issued = group.counts["bulletins"]
+    hour = _worst(run, t)
+    more, fewer = int(issued[one, hour]), int(issued[other, hour])
+    finding = _finding(
+        "peer_outlier",
+        group,
+        one,
+        run,
+        subject=f"twin:{_iso(group.utc(one, run[0]))}:{group.ids[other]}",
+        severity="warning",
+        title=f"{more} bulletins here, {fewer} of the same voters' other ballot",
+        description=(
+            f"At {_span(group, one, hour, hour)} local, {more} bulletins were issued, and "
+            f"{fewer} of the other ballot of the same territory "
+            f"({group.names[other]}); the two go together in other hours. "
+            f"By chance: {in_words(chance_of(float(t[hour])))} of such hours." + _lasted(run)
+        ),
+        causes=_CAUSES["twin"],
+        figures={
+            "kind": "twin",
+            "series": "bulletins",
+            "worst_hour": _iso(group.utc(one, hour)),
+            "observed": more,
+            "expected": fewer,
+            "twin": str(group.ids[other]),
+            "twin_contract": group.contracts[other],
+            "statistic": {"t": round(float(t[hour]), 2)},
+            "threshold": {"t": limit},
+            "hours": [
+                {
+                    "hour": _iso(group.utc(one, each)),
+                    "observed": int(issued[one, each]),
+                    "expected": int(issued[other, each]),
+                    "t": round(float(t[each]), 2),
+                }
+                for each in run
+            ],
+        },
+        weight=int((issued[one, run] - issued[other, run]).sum()),
+        of=f"twin:{group.ids[other]}",
+    )
+    return Surprise(one, finding, tuple(run), "bulletins")
 
 
 def refusals(group: Group, figures: Figures) -> Iterator[Surprise]:
@@ -627,32 +740,62 @@ def refusals(group: Group, figures: Figures) -> Iterator[Surprise]:
         )
         far = group.fleet.known & figures.enough[None, :]
         far &= (some >= limits["rejected_least"][:, None]) & (bound > line)
-        for one, hour in np.argwhere(far).tolist():
-            number, of = int(some[one, hour]), int(whole[one, hour])
-            finding = _finding(
-                "rejected_share",
-                group,
-                int(one),
-                [int(hour)],
-                subject=f"{refused}:{_iso(group.utc(one, hour))}",
-                severity="warning",
-                title=f"{number} of {of} {said} rejected in an hour",
-                description=(
-                    f"At {_span(group, one, hour, hour)} local, {number} of {of} {said} were "
-                    f"rejected; {group.where(one)} {usual[one, hour]:.1%} is usual."
-                ),
-                causes=_CAUSES["rejected_share"],
-                figures={
-                    "series": refused,
-                    "observed": number,
-                    "of": of,
-                    "expected": round(float(usual[one, hour]) * of, 1),
-                    "statistic": {"lower_bound": round(float(bound[one, hour]), 4)},
-                    "threshold": {"share": round(float(line[one, hour]), 4)},
-                },
-                weight=number,
-            )
-            yield Surprise(int(one), finding, (int(hour),), None)
+        for one in np.flatnonzero(far.any(axis=1)).tolist():
+            for run in _runs(far[one]):
+                told = _Refused(refused, said, some[one], whole[one], usual[one], bound[one])
+                yield _refused(group, int(one), run, told, line[one])
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Rejected ballots of one constituency by hour, and what is usual in its region."""
+
+    series: str
+    said: str
+    some: Floats
+    whole: Floats
+    usual: Floats
+    bound: Floats
+
+
+def _refused(group: Group, one: int, run: list[int], told: _Refused, line: Floats) -> Surprise:
+    hour = _worst(run, told.bound - line)
+    number, of = int(told.some[hour]), int(told.whole[hour])
+    finding = _finding(
+        "rejected_share",
+        group,
+        one,
+        run,
+        subject=f"{told.series}:{_iso(group.utc(one, run[0]))}",
+        severity="warning",
+        title=f"{number} of {of} {told.said} rejected in an hour",
+        description=(
+            f"At {_span(group, one, hour, hour)} local, {number} of {of} {told.said} were "
+            f"rejected; {group.where(one)} {told.usual[hour]:.1%} is usual." + _lasted(run)
+        ),
+        causes=_CAUSES["rejected_share"],
+        figures={
+            "series": told.series,
+            "worst_hour": _iso(group.utc(one, hour)),
+            "observed": number,
+            "of": of,
+            "expected": round(float(told.usual[hour]) * of, 1),
+            "statistic": {"lower_bound": round(float(told.bound[hour]), 4)},
+            "threshold": {"share": round(float(line[hour]), 4)},
+            "hours": [
+                {
+                    "hour": _iso(group.utc(one, each)),
+                    "observed": int(told.some[each]),
+                    "of": int(told.whole[each]),
+                    "lower_bound": round(float(told.bound[each]), 4),
+                }
+                for each in run
+            ],
+        },
+        weight=int(told.some[run].sum()),
+        of=told.series,
+    )
+    return Surprise(one, finding, tuple(run), None)
 
 
 # Words --------------------------------------------------------------------------------------
@@ -714,11 +857,13 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
     figures: dict[str, Any],
     weight: int,
     whose: Ints | None = None,
+    of: str = "",
 ) -> Finding:
     """Put a finding together; what every statistical rule tells stands here.
 
     `whose` are the constituencies of a finding about several. `weight` is made of their own
-    counts only: what peers deliver late must not open again what a person has decided.
+    counts only: what peers deliver late must not open again what a person has decided. `of` tells
+    the rule's several episodes at one time from each other.
     """
     first, last = hours[0], hours[-1]
     about = np.array([one]) if whose is None else whose
@@ -729,11 +874,12 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
     note = f" Provisional: files of {lacks} are missing." if is_provisional else ""
     roll = float(group.fleet.roll[about].sum())
     is_small = roll < _LITTLE_EVIDENCE
+    window = [_iso(group.utc(one, first)), _iso(group.utc(one, last + 1))]
     details = {
         "ruleset": RULESET,
         "scope": group.region_names[int(group.fleet.region[one])] or "all",
         "window": {
-            "utc": [_iso(group.utc(one, first)), _iso(group.utc(one, last + 1))],
+            "utc": window,
             "local": [
                 group.local(one, first).isoformat(timespec="minutes"),
                 group.local(one, last + 1).isoformat(timespec="minutes"),
@@ -744,6 +890,7 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
         "little_evidence_possible": bool(is_small),
         "roll": int(roll),
         **figures,
+        "episode": {"of": of, "first": window[0], "last": _iso(group.utc(one, last))},
         "benign_causes": causes,
     }
     return Finding(

@@ -11,7 +11,7 @@ from .contest import Contest
 from .files import WHOLE, FileRecord
 
 IN_A_ROW = FLEET_LEAST = FEWEST_FILES = 3
-BURST_LEAST = BURST_SEVERAL = 3
+BURST_LEAST = BURST_SEVERAL = LATE_SEVERAL = 3
 BURST_Z = 4.5
 LATE = timedelta(hours=2)
 
@@ -59,14 +59,31 @@ class Feed:
             severity = "critical" if len(run) >= IN_A_ROW or is_fleet else "warning"
             yield alert_of("missing_hour", severity, contract, run[0])
         yield from self._bursts()
-        for slot, written in self._written.items():
-            usual = sorted(written.values())[(len(written) - 1) // 2]
-            for contract, moment in written.items():
-                if len(written) >= FEWEST_FILES and (moment - usual) > LATE:
-                    yield alert_of("late_file", "info", contract, slot)
+        yield from self._late()
         for tx_id, owners in self._owners.items():
             if len(owners) > 1:
                 yield alert_of("transaction_in_two_contracts", "critical", None, tx_id)
+
+    def _late(self) -> Iterator[dict[str, Any]]:
+        """Neighbouring late hours are one; those of many constituencies are the fleet's."""
+        single: dict[str, list[str]] = defaultdict(list)
+        shared: list[str] = []
+        for slot, written in sorted(self._written.items()):
+            in_order = sorted(written.values())
+            first, usual, last = (in_order[at * (len(in_order) - 1) // 4] for at in (1, 2, 3))
+            if len(written) < FEWEST_FILES or last - first > LATE:
+                continue
+            late = [contract for contract, moment in written.items() if moment - usual > LATE]
+            if len(late) >= LATE_SEVERAL:
+                shared.append(slot)
+            else:
+                for contract in late:
+                    single[contract].append(slot)
+        for first_slot in _first_of_runs(shared):
+            yield alert_of("late_file", "info", None, f"fleet {first_slot}")
+        for contract, slots in single.items():
+            for first_slot in _first_of_runs(slots):
+                yield alert_of("late_file", "info", contract, first_slot)
 
     def _bursts(self) -> Iterator[dict[str, Any]]:
         for hour, rows in self._hours.items():
@@ -84,6 +101,19 @@ class Feed:
             else:
                 for contract in found:
                     yield alert_of("rollback_burst", "warning", contract, f"{contract} {name}")
+
+
+def _first_of_runs(slots: list[str]) -> Iterator[str]:
+    """The first of slots that follow each other: each ends where the next begins."""
+    last = ""
+    for slot in slots:
+        if _begin(slot) != (_begin(last) + timedelta(hours=1) if last else None):
+            yield slot
+        last = slot
+
+
+def _begin(slot: str) -> datetime:
+    return datetime.strptime(slot[:15], "%Y-%m-%d_%H%M").replace(tzinfo=UTC)
 
 
 def _z(number: int, rows: int, all_rolled_back: int, all_rows: int) -> float:

@@ -32,6 +32,7 @@ from ingestd.pipeline.rules.delivery import (
     Late,
     OutOfSlot,
     RejectedRows,
+    Twin,
     constituency_missing,
     file_rejected,
     late_file,
@@ -40,6 +41,7 @@ from ingestd.pipeline.rules.delivery import (
     rollback_burst,
     silent_feed,
     ts_out_of_slot,
+    twin_missing,
 )
 from ingestd.pipeline.rules.history import (
     Content,
@@ -91,6 +93,7 @@ __all__ = [
     "Severity",
     "SlotCount",
     "Totals",
+    "Twin",
     "bulletin_for_many",
     "constituency_missing",
     "duplicate_transaction",
@@ -118,6 +121,7 @@ __all__ = [
     "transaction_rewritten",
     "ts_out_of_slot",
     "turnout_over_registered",
+    "twin_missing",
     "unknown_operation",
     "vote_without_main_key",
     "votes_exceed_bulletins",

@@ -68,6 +68,7 @@ def missing_hour(gap: Gap, held: MissingHour) -> Finding:
             "observed": number,
             "expected": "0",
             "threshold": {"in_a_row": held.in_a_row, "fleet_share": held.fleet_share},
+            "episode": {"of": "", "first": gap.slots[0], "last": gap.slots[-1]},
         },
         detected_at=None,
         weight=number,
@@ -83,7 +84,9 @@ def missing_hour(gap: Gap, held: MissingHour) -> Finding:
     formula="no hourly file of the contract although the feed is in its second hour or later",
     benign=("a part of the source was not downloaded",),
 )
-def constituency_missing(contract: str, *, slots: int, held: ConstituencyMissing) -> Finding:
+def constituency_missing(
+    contract: str, *, slots: int, held: ConstituencyMissing, span: tuple[str, ...] = ()
+) -> Finding:
     """A contract without any hourly file although the rest of the feed is on its way.
 
     Source: alerts catalogue, rule 15: whole shards were missed in 2026.
@@ -98,10 +101,51 @@ def constituency_missing(contract: str, *, slots: int, held: ConstituencyMissing
         ),
         details={
             "contract": contract,
-            "slots": slots,
+            "hours_of_others": slots,
+            "slots": list(span),
             "observed": 0,
             "expected": f"at least 1 after {held.slots_past} hours",
             "threshold": held.slots_past,
+        },
+        detected_at=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """A second ballot that a territory should have, as `paired` of the region's `of` have it."""
+
+    ballot: str
+    roll: int
+    paired: int
+    of: int
+    slots: tuple[str, ...]
+
+
+def twin_missing(twin: Twin, held: ConstituencyMissing) -> Finding:
+    """A territory of which one ballot is here and the other is not, though nearly all have both.
+
+    Source: alerts catalogue, rule 15 (its twin is here) and 24 (what twins are).
+    """
+    return Finding(
+        rule="constituency_missing",
+        subject=f"twin {twin.ballot}",
+        severity="critical",
+        title=f"No file of the same voters' other ballot: {twin.ballot}",
+        description=(
+            f"{twin.paired} of {twin.of} constituencies of this election in the region have a "
+            f"second ballot of the same roll, {twin.ballot}. Of these {twin.roll} voters no such "
+            "constituency is here."
+        ),
+        details={
+            "ballot": twin.ballot,
+            "roll": twin.roll,
+            "paired": twin.paired,
+            "constituencies": twin.of,
+            "slots": list(twin.slots),
+            "observed": 0,
+            "expected": f"1, as {twin.paired} of {twin.of} have it",
+            "threshold": {"twins_share": held.twins_share, "twins_least": held.twins_least},
         },
         detected_at=None,
     )
@@ -113,18 +157,17 @@ def constituency_missing(contract: str, *, slots: int, held: ConstituencyMissing
     "critical",
     reads="when the last file came, and whether anybody is voting",
     sentence="Nothing came for anybody, though people are voting.",
-    formula="now - time of the last file > 2 h, inside a voting",
+    formula="now - time of the last file > 2 h, inside a voting; hours of the day only, where the "
+    "source publishes no empty hours",
     benign=("the downloader has stopped",),
     is_clock=True,
 )
-def silent_feed(
-    last: datetime | None, *, voting: int, now: datetime, held: SilentFeed
-) -> list[Finding]:
-    """Nothing for anybody for hours inside the voting of `voting` constituencies.
+def silent_feed(last: datetime, *, voting: int, held: SilentFeed) -> list[Finding]:
+    """Nothing for anybody for hours in which `voting` constituencies were to send something.
 
     Source: alerts catalogue, rule 15.
     """
-    if last is None or not voting or now - last <= timedelta(hours=held.hours):
+    if not voting:
         return []
     return [
         Finding(
@@ -138,6 +181,10 @@ def silent_feed(
             ),
             details={
                 "last_file": last.isoformat(),
+                "window": [
+                    last.isoformat(),
+                    (last + timedelta(hours=held.hours)).isoformat(),
+                ],
                 "votings": voting,
                 "observed": last.isoformat(),
                 "expected": f"a file in {held.hours:g} h",
@@ -157,12 +204,20 @@ def silent_feed(
     formula="jobs in quarantine > 0",
     benign=("the download broke off",),
 )
-def file_rejected(
-    name: str, *, subject: str, reason: str, line: int | None, sha256: str
+def file_rejected(  # noqa: PLR0913 - what is known of the file
+    name: str,
+    *,
+    subject: str,
+    reason: str,
+    line: int | None,
+    sha256: str,
+    slot: str | None = None,
+    times: tuple[datetime, datetime] | None = None,
 ) -> Finding:
     """A file went to quarantine: nothing of it is in the tables.
 
-    Source: alerts catalogue, rule 16.
+    `times` are those of its slot by the clock of its name: the zone of a file that cannot be read
+    is anybody's guess. Source: alerts catalogue, rule 16.
     """
     return Finding(
         rule="file_rejected",
@@ -175,11 +230,21 @@ def file_rejected(
             "sha256": sha256,
             "reason": reason,
             "line": line,
+            "slot": slot,
+            "files": [{"slot": slot or "-", "sha256": sha256, "lines": [line] if line else []}],
+            "window": {
+                "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in times],
+                "local": None,
+                "local_ahead_hours": None,
+            }
+            if times
+            else None,
+            "coverage": 0.0,
             "observed": 1,
             "expected": "0",
             "threshold": 0,
         },
-        detected_at=None,
+        detected_at=times[1] if times else None,
     )
 
 
@@ -241,12 +306,21 @@ def reject_share(files: Sequence[RejectedRows], held: RejectShare) -> list[Findi
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """When a slot's file was written, and when the middle one of that slot was."""
+    """When a slot's file was written, and when the middle one of that slot was.
+
+    `contracts` where those of several constituencies were late together.
+    """
 
     slot: str
     written_at: datetime
     usual_at: datetime
     others: int
+    contracts: tuple[str, ...] = ()
+
+    @property
+    def hours(self) -> float:
+        """How late it was."""
+        return (self.written_at - self.usual_at).total_seconds() / 3600
 
 
 @rule(
@@ -254,43 +328,53 @@ class Late:
     "feed",
     "info",
     reads="the modification times of the files of one hour",
-    sentence="A file was written long after those of the same hour.",
-    formula="time of the file - median of its hour > 2 h",
-    benign=("it was downloaded again later",),
+    sentence="Files were written long after those of the same hours.",
+    formula="time of the file - median of its hour > 2 h, where half of the hour's files were "
+    "written within 2 h",
+    benign=("they were downloaded again later", "a part of the source was downloaded later"),
 )
-def late_file(late: Late, held: LateFile) -> list[Finding]:
-    """A file that was written hours after the middle one of its slot.
+def late_file(run: Sequence[Late], held: LateFile) -> Finding:
+    """Files of neighbouring hours that were written hours after the middle one of their slot.
 
-    By the files' own times, so that the order of reading them does not matter.
-    Source: alerts catalogue, rule 17.
+    By the files' own times, so that the order of reading them does not matter. Those of many
+    constituencies at once are one finding. Source: alerts catalogue, rule 17.
     """
-    hours = (late.written_at - late.usual_at).total_seconds() / 3600
-    if hours <= held.hours or late.others < held.least:
-        return []
-    return [
-        Finding(
-            rule="late_file",
-            subject=late.slot,
-            severity="info",
-            title=f"A file came {hours:.1f} h late",
-            description=(
-                f"The file of {late.slot} was written at {late.written_at:%Y-%m-%d %H:%M} UTC; "
-                f"half of the {late.others} files of that hour were written by "
-                f"{late.usual_at:%Y-%m-%d %H:%M} UTC."
-            ),
-            details={
-                "slot": late.slot,
-                "written_at": late.written_at.isoformat(),
-                "usual_at": late.usual_at.isoformat(),
-                "files_of_the_hour": late.others,
-                "observed": round(hours, 2),
-                "expected": f"at most {held.hours:g} h",
-                "threshold": held.hours,
+    first, last = run[0], run[-1]
+    worst = max(run, key=lambda one: (one.hours, one.slot))
+    contracts = sorted({contract for one in run for contract in one.contracts})
+    whose = f"of {len(contracts)} constituencies " if contracts else ""
+    span = first.slot if len(run) == 1 else f"{first.slot} to {last.slot}"
+    return Finding(
+        rule="late_file",
+        subject=f"fleet {first.slot}" if contracts else first.slot,
+        severity="info",
+        title=f"{many(len(run), 'hourly file')} {whose}came up to {worst.hours:.1f} h late",
+        description=(
+            f"Of {span} {whose}files were late; that of {worst.slot} was written at "
+            f"{worst.written_at:%Y-%m-%d %H:%M} UTC, and half of the {worst.others} files of that "
+            f"hour by {worst.usual_at:%Y-%m-%d %H:%M} UTC."
+        ),
+        details={
+            "slots": [one.slot for one in run[:MOST_LISTED]],
+            "number": len(run),
+            "worst_slot": worst.slot,
+            "written_at": worst.written_at.isoformat(),
+            "usual_at": worst.usual_at.isoformat(),
+            "files_of_the_hour": worst.others,
+            **({"contracts": contracts[:MOST_LISTED]} if contracts else {}),
+            "constituencies": len(contracts) or 1,
+            "observed": round(worst.hours, 2),
+            "expected": f"at most {held.hours:g} h",
+            "threshold": held.hours,
+            "episode": {
+                "of": "fleet" if contracts else "",
+                "first": first.slot,
+                "last": last.slot,
             },
-            detected_at=late.written_at,
-            weight=int(hours),
-        )
-    ]
+        },
+        detected_at=max(one.written_at for one in run),
+        weight=len(run),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,6 +170,7 @@ def transaction_in_two_contracts(tx_id: str, moment: datetime, contracts: Sequen
         details={
             "tx_ids": [tx_id],
             "contracts": named[:MOST_LISTED],
+            "window": [moment.isoformat(), moment.isoformat()],
             "observed": len(named),
             "expected": "1",
             "threshold": 1,

@@ -464,7 +464,7 @@ def _mismatch(
     benign=("the voting system has a new version",),
 )
 def unknown_operation(
-    operation: str, number: int, constituencies: int, first: tuple[str, datetime]
+    operation: str, number: int, constituencies: int, first: tuple[str, datetime], contract: str
 ) -> Finding:
     """An operation that is not in the format's table, at first sight; stored and counted.
 
@@ -483,6 +483,8 @@ def unknown_operation(
             "operation": operation,
             "number": number,
             "constituencies": constituencies,
+            "contracts": [contract],
+            "window": [first[1].isoformat(), first[1].isoformat()],
             "tx_ids": [first[0]],
             "observed": number,
             "expected": "0",

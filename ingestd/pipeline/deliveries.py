@@ -1,0 +1,191 @@
+"""Deliveries: which files of every constituency are here, read once and kept between two looks.
+
+A whole country has 367 000 of them. What is kept is brought up to date by the jobs that were
+finished since; where the ledger then counts otherwise, a person took something back, and
+everything is read again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, String, cast, func, select, type_coerce
+from sqlalchemy.orm import Session
+
+from ingestd.db import AnyRow, is_postgresql
+from ingestd.job_state import DELIVERED, JobState
+from ingestd.models import FileProcessing, table_of
+from ingestd.pipeline.slot import WHOLE
+
+_f = table_of(FileProcessing).c
+_TOLD = (*DELIVERED, JobState.QUARANTINED)
+# So long a commit may take: what was finished in it has the time of its beginning.
+_COMMITS_TAKE = timedelta(seconds=60)
+_ROWS_AT_ONCE = 5_000
+
+Written = str | float
+"""A time as the database gives it without making an object of it; compared as it is."""
+
+
+@dataclass(slots=True)
+class Owned:
+    """The files of one constituency."""
+
+    rows: dict[str, int] = field(default_factory=dict)  # of the current hourly file of a slot
+    written: dict[str, Written] = field(default_factory=dict)  # the first time, by slot
+    others: set[str] = field(default_factory=set)  # current files that are no hourly ones
+    refused: set[str] = field(default_factory=set)
+    has_whole: bool = False
+    first: str = ""
+    last: str = ""
+
+    @property
+    def slots(self) -> int:
+        """How many hours are here."""
+        return len(self.rows)
+
+    @property
+    def total(self) -> int:
+        """Rows of all its hours."""
+        return sum(self.rows.values())
+
+
+@dataclass(slots=True)
+class Hour:
+    """One slot over all constituencies."""
+
+    delivered: int = 0
+    rows: int = 0
+    empty: int = 0
+    least: Written | None = None
+    most: Written | None = None
+
+
+@dataclass(slots=True)
+class Deliveries:
+    """All files; `changed` are the constituencies that the last look found changed."""
+
+    owners: dict[uuid.UUID, Owned] = field(default_factory=dict)
+    hours: dict[str, Hour] = field(default_factory=dict)
+    rows: int = 0
+    nobodys: set[str] = field(default_factory=set)
+    changed: set[uuid.UUID] = field(default_factory=set)
+    is_anew: bool = True
+    _until: datetime | None = None
+    _off_by: int = 0
+    _keys: dict[str, uuid.UUID] = field(default_factory=dict)
+
+    def refresh(self, session: Session) -> None:
+        """Bring up to date what is kept."""
+        self.changed = set()
+        self.is_anew = self._until is None
+        until = session.scalar(select(func.max(_f.finished_at)))
+        if self._until is None:
+            self._read_all(session)
+        else:
+            since = _f.finished_at >= self._until - _COMMITS_TAKE
+            self._note(session.execute(_jobs(session).where(since)).all())
+            # Another commit may come between two questions, so one difference is no proof.
+            off_by = self._count(session) - self._counted()
+            if off_by < 0 or (off_by and off_by == self._off_by):
+                self._read_all(session)
+                off_by = 0
+            self._off_by = off_by
+        self._until = until
+
+    def _read_all(self, session: Session) -> None:
+        self.owners, self.hours, self.nobodys = {}, {}, set()
+        self.rows, self.is_anew = 0, True
+        result = session.execute(_jobs(session), execution_options={"yield_per": _ROWS_AT_ONCE})
+        for part in result.partitions():
+            self._note(part)
+
+    def _count(self, session: Session) -> int:
+        states = (JobState.COMPLETED, JobState.QUARANTINED)
+        return session.scalar(select(func.count()).where(_f.status.in_(states))) or 0
+
+    def _counted(self) -> int:
+        known = (len(one.rows) + len(one.others) + len(one.refused) for one in self.owners.values())
+        return sum(known, len(self.nobodys))
+
+    def _note(self, jobs: Sequence[AnyRow]) -> None:
+        for key, owner, status, slot, is_cumulative, rows, written in jobs:
+            if owner is None:  # refused before anybody knew whose it was
+                self.nobodys.add(key)
+                continue
+            if owner not in self._keys:
+                self._keys[owner] = uuid.UUID(owner)
+            found = self._keys[owner]
+            self.changed.add(found)
+            mine = self.owners.setdefault(found, Owned())
+            if status == JobState.QUARANTINED:
+                mine.refused.add(key)
+                continue
+            mine.refused.discard(key)
+            if is_cumulative or slot is None:
+                if status == JobState.COMPLETED:
+                    mine.others.add(key)
+                    mine.has_whole |= slot == WHOLE
+                else:
+                    mine.others.discard(key)
+                continue
+            hour = self.hours.setdefault(slot, Hour())
+            if status == JobState.COMPLETED:
+                self._take(mine, hour, slot, int(rows))
+            if written is not None:
+                _stamp(mine, hour, slot, written)
+
+    def _take(self, mine: Owned, hour: Hour, slot: str, rows: int) -> None:
+        """One hourly file is current; the one that it supersedes is not any more."""
+        former = mine.rows.get(slot)
+        if former is None:
+            hour.delivered += 1
+            mine.first = min(mine.first, slot) if mine.first else slot
+            mine.last = max(mine.last, slot)
+        else:
+            hour.empty -= not former
+        hour.rows += rows - (former or 0)
+        self.rows += rows - (former or 0)
+        hour.empty += not rows
+        mine.rows[slot] = rows
+
+
+def _stamp(mine: Owned, hour: Hour, slot: str, written: Any) -> None:
+    """Keep when a slot's first file was written, and between what times those of the hour."""
+    mine.written[slot] = written = min(written, mine.written.get(slot, written))
+    hour.least = written if hour.least is None else min(hour.least, written)
+    hour.most = written if hour.most is None else max(hour.most, written)
+
+
+def _jobs(session: Session) -> Any:
+    return select(
+        *(_text(session, _f.id), _text(session, _f.constituency_id), _f.status, _f.slot),
+        *(_f.is_cumulative, _f.rows_read, _time(session)),
+    ).where(_f.status.in_(_TOLD))
+
+
+def _text(session: Session, column: ColumnElement[Any]) -> ColumnElement[str]:
+    """An id as text: making objects of hundreds of thousands takes a second."""
+    return cast(column, String) if is_postgresql(session) else type_coerce(column, String)
+
+
+def _time(session: Session) -> ColumnElement[Any]:
+    if is_postgresql(session):
+        return func.extract("epoch", _f.mtime)
+    return type_coerce(_f.mtime, String)
+
+
+def moment_of(written: Written) -> datetime:
+    """The time that was compared as it is."""
+    if isinstance(written, str):
+        return datetime.fromisoformat(written).replace(tzinfo=UTC)
+    return datetime.fromtimestamp(float(written), UTC)
+
+
+def hours_of(owned: Mapping[uuid.UUID, Owned]) -> int:
+    """The most hours that anybody has delivered."""
+    return max((one.slots for one in owned.values()), default=0)

@@ -1,0 +1,131 @@
+"""Episodes: what lasts is one alert, and a person's decision about it outlives its first hour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd import crud
+from ingestd.models import Alert
+from ingestd.pipeline import surprises
+from ingestd.pipeline.surprises import Group, Surprise
+from ingestd.schemas import AlertUpdate
+
+from .elections import Drawn, draw, key_of, twin, write
+from .test_evaluator import QUIET, evaluator, put_back, take_away
+from .test_evaluator import drawn as drawn  # noqa: PLC0414 - a fixture
+from .test_peers import group_of
+
+Sessions = sessionmaker[Session]
+NOON = datetime(2024, 9, 12, 12, tzinfo=UTC)
+
+
+def found(group: Group, rule: str, kind: str | None = None) -> list[Surprise]:
+    """What one rule says."""
+    return [
+        each
+        for each in surprises.find(group, surprises.figures_of(group))
+        if each.finding.rule == rule and each.finding.details.get("kind") == kind
+    ]
+
+
+@pytest.fixture
+def large() -> Drawn:
+    """Four hundred constituencies of ten regions."""
+    rolls = (2_000,) * 7 + (20_000,)
+    return draw(np.random.default_rng(3), constituencies=400, regions=10, rolls=rolls)
+
+
+def refuse_many(group: Group) -> None:
+    """Three hours in which half of the votes are rejected."""
+    group.counts["votes_rejected"][5, 24:27] = group.counts["votes"][5, 24:27] + 10
+
+
+@dataclass(frozen=True)
+class _Case:
+    rule: str
+    kind: str | None
+    hours: tuple[int, ...]
+    one: int | None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        _Case("rejected_share", None, (24, 25, 26), 5),
+        _Case("region_correlated", None, (24, 25, 26), None),
+        _Case("sustained_shift", None, tuple(range(24, 60)), 7),
+        _Case("peer_outlier", "lag", (24, 25), 9),
+        _Case("peer_outlier", "twin", (27, 28, 29), 3),
+    ],
+    ids=lambda case: case.kind or case.rule,
+)
+def test_hours_that_follow_each_other_are_one_alert(large: Drawn, case: _Case) -> None:
+    """Of every statistical rule; the alert lists the hours and tells the worst one."""
+    if case.rule == "region_correlated":
+        # A region's own level follows at once: it must go on growing.
+        large.bulletins[large.region == 0, 24:27] *= np.array([6, 40, 200])
+    if case.rule == "sustained_shift":
+        large.bulletins[7, 24:36] *= np.repeat([3, 9], 6)
+    if case.kind == "lag":
+        large.votes[9, 24:26] += 300
+    if case.kind == "twin":
+        large.roll[3] = 3_000
+        large.bulletins[3] = large.bulletins[10:40].mean(axis=0) * 5
+        twin(np.random.default_rng(1), large, 3, 4)
+        large.bulletins[3, 27:30] += 60
+    group = group_of(large)
+    if case.rule == "rejected_share":
+        refuse_many(group)
+    told = [
+        each
+        for each in found(group, case.rule, case.kind)
+        if each.one == case.one and set(case.hours) & set(each.hours)
+    ]
+    assert [case.hours] == [each.hours for each in told]
+    details = told[0].finding.details
+    blocks = len(case.hours) // 6 if case.rule == "sustained_shift" else len(case.hours)
+    assert blocks == len(details["hours"])
+    assert details["worst_hour"] in {each["hour"] for each in details["hours"]}
+
+
+def spike_of(sessions: Sessions) -> Alert:
+    """The one standing spike of constituency 0."""
+    with sessions() as session:
+        query = select(Alert).where(Alert.type == "unusual_spike", Alert.cleared_at.is_(None))
+        return session.scalars(query.where(Alert.constituency_id == key_of(0))).one()
+
+
+def test_a_decision_holds_when_a_late_file_adds_an_earlier_hour(
+    sessions: Sessions, drawn: Drawn
+) -> None:
+    """The subject is the first hour, and it changes; what a person said does not get lost."""
+    drawn.stuff(0, QUIET - 1, 150)
+    write(sessions, drawn, is_hourly=True)
+    kept = take_away(sessions, 0, QUIET - 1)
+    evaluator(sessions).work_off()
+    first = spike_of(sessions)
+    with sessions.begin() as session:
+        answer = AlertUpdate(status="resolved", notes=["asked"], assigned_to="Anna")
+        crud.alerts.answer(session, first.id, answer, at=NOON)
+    put_back(sessions, 0, kept)
+    evaluator(sessions).work_off()
+    both = spike_of(sessions)
+    assert both.subject < first.subject
+    assert ("resolved", ["asked"], "Anna") == (both.status, both.notes, both.assigned_to)
+    with sessions() as session:
+        # Another hour of it is new evidence: it is asked about again, with the notes.
+        assert both.id in {one.id for one in crud.alerts.open(session).items}
+    again = take_away(sessions, 0, QUIET - 1)
+    evaluator(sessions).work_off()
+    with sessions() as session:
+        assert first.id not in {one.id for one in crud.alerts.open(session).items}
+    assert ("resolved", ["asked"]) == (spike_of(sessions).status, spike_of(sessions).notes)
+    put_back(sessions, 0, again)
+    evaluator(sessions).work_off()
+    assert (both.id, ["asked"]) == (spike_of(sessions).id, spike_of(sessions).notes)

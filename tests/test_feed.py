@@ -1,0 +1,171 @@
+"""The rules about files: late, silent, missing twins; and a look reads only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from ingestd.models import Alert, Constituency, FileProcessing
+from ingestd.pipeline.feed import Kept, evaluate_feed, feed_findings
+from ingestd.pipeline.ingest import Ingest
+from ingestd.thresholds import Alerts
+
+from .conftest import DropFile, Voting
+from .elections import OPENS, Drawn, draw, key_of, twin, write
+from .test_evaluator import put_back, take_away
+
+Sessions = sessionmaker[Session]
+DAY_3 = OPENS + timedelta(days=3)
+CONSTITUENCIES, HOURS = 24, 24
+
+
+def drawn() -> Drawn:
+    """A small election of a day."""
+    rng = np.random.default_rng(5)
+    return draw(rng, constituencies=CONSTITUENCIES, hours=HOURS, regions=2, rolls=(900,) * 2)
+
+
+def look(sessions: Sessions, now: datetime = DAY_3, **held: object) -> list[Alert]:
+    """The open alerts after a look."""
+    with sessions.begin() as session:
+        evaluate_feed(session, now=now, held=Alerts.model_validate(held))
+    with sessions() as session:
+        query = select(Alert).where(Alert.cleared_at.is_(None)).order_by(Alert.type, Alert.subject)
+        return list(session.scalars(query))
+
+
+def written(sessions: Sessions, minutes: Mapping[int, Any]) -> None:
+    """Let the files of constituencies be written so long after their hour, or at a moment."""
+    with sessions.begin() as session:
+        for number, told in minutes.items():
+            for hour in range(HOURS):
+                begin = OPENS + timedelta(hours=hour)
+                at = told if isinstance(told, datetime) else begin + timedelta(minutes=told)
+                mine = FileProcessing.constituency_id == key_of(number)
+                slot = FileProcessing.slot.startswith(f"{begin:%Y-%m-%d_%H}")
+                session.execute(update(FileProcessing).where(mine, slot).values(mtime=at))
+
+
+def late(alerts: list[Alert]) -> list[tuple[str, int]]:
+    """Subject and hours of the findings about late files."""
+    return [(one.subject, one.details["number"]) for one in alerts if one.type == "late_file"]
+
+
+def test_a_voting_that_was_fetched_in_one_go_is_not_late(sessions: Sessions) -> None:
+    """All of it on the third day, one constituency after the other: nothing is usual there."""
+    write(sessions, drawn(), is_hourly=True)
+    fetched = {one: DAY_3 + timedelta(minutes=15 * one) for one in range(CONSTITUENCIES)}
+    written(sessions, fetched)
+    assert [] == late(look(sessions))
+
+
+def test_what_was_fetched_later_is_one_alert(sessions: Sessions) -> None:
+    """A whole shard on the third day, while the others came hour by hour."""
+    write(sessions, drawn(), is_hourly=True)
+    minutes: dict[int, Any] = dict.fromkeys(range(CONSTITUENCIES), 70)
+    written(sessions, minutes | dict.fromkeys(range(5), DAY_3))
+    (told,) = [one for one in look(sessions) if one.type == "late_file"]
+    assert (HOURS, 5) == (told.details["number"], told.details["constituencies"])
+    assert told.constituency_id is None
+    assert told.detected_at == DAY_3
+
+
+def test_the_late_hours_of_one_constituency_are_one_alert(sessions: Sessions) -> None:
+    """It tells the hours and the files."""
+    write(sessions, drawn(), is_hourly=True)
+    minutes: dict[int, Any] = dict.fromkeys(range(CONSTITUENCIES), 70)
+    written(sessions, minutes | {3: DAY_3})
+    (told,) = [one for one in look(sessions) if one.type == "late_file"]
+    assert (key_of(3), HOURS) == (told.constituency_id, told.details["number"])
+    assert 20 == len(told.details["files"])
+    assert told.details["window"]["local"][0].endswith("08:00")
+
+
+def test_the_night_is_not_silent_where_empty_hours_have_no_file(sessions: Sessions) -> None:
+    """Hardly anybody votes then; the next day, two hours of the day do count."""
+    write(sessions, draw(np.random.default_rng(5), constituencies=3, hours=60), is_hourly=True)
+    evening = OPENS + timedelta(hours=13)
+    with sessions.begin() as session:
+        session.execute(update(FileProcessing).values(discovered_at=evening))
+    none: dict[str, object] = {"missing_hour": {"empty_hours": "no"}}
+    opens = OPENS + timedelta(days=1)
+    for now, is_told in (
+        (opens - timedelta(hours=1), False),
+        (opens + timedelta(hours=1, minutes=50), False),
+        (opens + timedelta(hours=2, minutes=10), True),
+    ):
+        kinds = {one.type for one in look(sessions, now, **none)}
+        assert is_told == ("silent_feed" in kinds)
+    published: dict[str, object] = {"missing_hour": {"empty_hours": "yes"}}
+    kinds = {one.type for one in look(sessions, evening + timedelta(hours=3), **published)}
+    assert "silent_feed" in kinds
+
+
+def test_a_ballot_that_all_others_have_is_missing_where_it_is_not(sessions: Sessions) -> None:
+    """Its twin is here: of these voters no constituency of the second ballot is."""
+    rng = np.random.default_rng(5)
+    pairs = draw(rng, constituencies=24, hours=4, regions=1, rolls=range(500, 740, 10))
+    for one in range(12):
+        twin(rng, pairs, one, 12 + one)
+    write(sessions, pairs, is_hourly=True)
+    assert [] == [one for one in look(sessions) if one.type == "constituency_missing"]
+    absent = Constituency.id == key_of(12 + 7)
+    with sessions.begin() as session:
+        session.execute(update(Constituency).where(absent).values(registered_voters=None))
+    (told,) = [one for one in look(sessions) if one.type == "constituency_missing"]
+    assert (key_of(7), "twin mayor", "critical") == (
+        told.constituency_id,
+        told.subject,
+        told.severity,
+    )
+    assert 570 == told.details["roll"]
+
+
+def found(sessions: Sessions, kept: Kept | None) -> dict[Any, Any]:
+    """What a look finds, with or without what the last one left."""
+    held = Alerts.model_validate({"missing_hour": {"empty_hours": "yes"}})
+    with sessions.begin() as session:
+        return dict(feed_findings(session, now=DAY_3, held=held, kept=kept))
+
+
+def test_a_look_that_reads_what_is_new_finds_what_a_first_look_finds(sessions: Sessions) -> None:
+    """After files were taken away, came late, or came again; and it reads no others."""
+    write(sessions, drawn(), is_hourly=True)
+    minutes: dict[int, Any] = dict.fromkeys(range(CONSTITUENCIES), 70)
+    written(sessions, minutes | {3: DAY_3})
+    with sessions.begin() as session:
+        session.execute(update(FileProcessing).values(finished_at=OPENS))
+        last = update(FileProcessing).where(FileProcessing.constituency_id == key_of(0))
+        session.execute(last.values(finished_at=DAY_3))
+    kept = Kept()
+    assert found(sessions, None) == found(sessions, kept)
+    gone = take_away(sessions, 5, 7)  # a person forgets a file: the ledger counts fewer
+    assert found(sessions, None) == found(sessions, kept)
+    assert kept.deliveries.is_anew
+    for job in gone["jobs"]:
+        job["finished_at"] = datetime(2024, 9, 12, tzinfo=UTC)
+    put_back(sessions, 5, gone)
+    assert found(sessions, None) == found(sessions, kept)
+    assert (False, {key_of(0), key_of(5)}) == (kept.deliveries.is_anew, kept.deliveries.changed)
+
+
+def test_a_look_by_the_daemon_follows_publications(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """A slot that is published again is the same hour; a refused file is none."""
+    kept = Kept()
+    for hour, rows in (
+        (8, [voting.start(8 * 60), *voting.ballots(8, 3)]),
+        (9, voting.ballots(9, 3)),
+        (9, voting.ballots(9, 4)),
+        (11, ["torn"] * 30),
+        (12, voting.ballots(12, 2)),
+        (14, []),
+    ):
+        ingest.take(drop_file(voting.name(hour), rows))
+        assert found(sessions, None) == found(sessions, kept)
