@@ -32,6 +32,7 @@ from ingestd.pipeline import levels, surprises
 from ingestd.pipeline.evaluator import Evaluator, Thresholds
 from ingestd.pipeline.peers import Fleet
 from ingestd.pipeline.surprises import Figures, Group, Surprise
+from ingestd.thresholds import Alerts
 from tests.elections import OPENS, Counts, Drawn, draw, key_of, twin, write
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +129,7 @@ def thresholds() -> Thresholds:
     return Thresholds(
         values={name: getattr(told, name) for name in told.thresholds()},
         overrides={},
-        empty_hours_published=True,
+        held=Alerts(),
         voting_hours=HOURS,
         first_hour=told.first_hour,
     )

@@ -37,6 +37,7 @@ from pydantic_settings import (
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from ingestd.elections import Elections, KnownElection
 from ingestd.thresholds import Alerts
 
 ENV_PREFIX = "INGESTD_"
@@ -402,11 +403,6 @@ class Statistics(BaseModel):
     rejected_least: int = Field(
         default=5, ge=1, description="rejected_share: rejected ballots in the hour."
     )
-    empty_hours_published: bool = Field(
-        default=True,
-        description="Whether the source publishes a file for an hour without a transaction. "
-        "If so, an hour without a file is unknown; if not, it is taken for empty once closed.",
-    )
     voting_hours: int = Field(
         default=60, ge=1, le=24 * 14, description="Length of a voting of which no end is known."
     )
@@ -422,8 +418,7 @@ class Statistics(BaseModel):
     @classmethod
     def thresholds(cls) -> list[str]:
         """The names of the settings that are thresholds."""
-        names = {name for name, field in cls.model_fields.items() if field.annotation is not bool}
-        return sorted(names - {"voting_hours", "first_hour", "overrides"})
+        return sorted(cls.model_fields.keys() - {"voting_hours", "first_hour", "overrides"})
 
     def for_election(self, election: str | None, type_: str | None = None) -> dict[str, Any]:
         """The thresholds of an election: its own before those of its type before all others."""
@@ -518,7 +513,15 @@ class Settings(BaseSettings):
     statistics: Statistics = Statistics()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
+    elections: Elections = Elections()
     log: Log = Log()
+
+    @property
+    def held(self) -> Alerts:
+        """The thresholds of the alerts; contracts of known elections must be here, too."""
+        expected = (*self.alerts.constituency_missing.contracts, *self.elections.contracts)
+        table = self.alerts.constituency_missing.model_copy(update={"contracts": expected})
+        return self.alerts.model_copy(update={"constituency_missing": table})
 
     @classmethod
     def settings_customise_sources(
@@ -541,6 +544,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "statistics": Statistics,
     "alerts": Alerts,
     "metrics": Metrics,
+    "elections": Elections,
     "log": Log,
 }
 
@@ -683,7 +687,7 @@ class Place:
                 yield f"{self.spell(section)}: unknown section"
             else:
                 known = SECTIONS[section].model_fields if section in SECTIONS else {}
-                for key in keys.keys() - known.keys():
+                for key in set() if _entry_of(section) else keys.keys() - known.keys():
                     yield f"{self.spell(section, key)}: unknown key{self._hint(section, key)}"
 
     def _hint(self, section: str, key: str) -> str:
@@ -696,6 +700,11 @@ class Place:
             section: {key: _anchored(section, key, value, self.base) for key, value in keys.items()}
             for section, keys in self.values.items()
         }
+
+
+def _entry_of(section: str) -> type[BaseModel] | None:
+    """The table that stands below a section under any name, where a person gives the names."""
+    return KnownElection if SECTIONS.get(section) is Elections else None
 
 
 def _find_config(environment: Mapping[str, str]) -> Path | None:
@@ -793,6 +802,8 @@ def _over(values: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
 
 
 def _anchored(section: str, key: str, value: object, base: Path) -> object:
+    if _entry_of(section):
+        return value
     kind = SECTIONS[section].model_fields[key].annotation
     if kind == Path | None and not value:
         return None  # TOML has no other word for nothing than ""
@@ -855,8 +866,13 @@ def _section_toml(name: str, model: type[BaseModel]) -> str:
         value = getattr(model(), key)
         if isinstance(value, BaseModel):
             tables += _table_toml(f"{name}.{key}", value)
-        elif not isinstance(value, dict):
+        else:
             lines += _field_toml(key, field, value)
+    if entry := _entry_of(name):
+        lines += ["", f'# [{name}."name"]']
+        for key, field in entry.model_fields.items():
+            told = f"{key} = {_toml(getattr(entry(), key))}: {field.description}"
+            lines += textwrap.wrap(told, 96, initial_indent="# ", subsequent_indent="#   ")
     return "\n".join([*lines, ""]) + tables
 
 
@@ -871,7 +887,9 @@ def _table_toml(name: str, table: BaseModel) -> str:
 def _section_markdown(name: str, model: type[BaseModel]) -> str:
     about = " ".join((model.__doc__ or "").split())
     lines = ["", f"## [{name}]", "", about, "", "| setting | default | what it does |"]
+    entry = _entry_of(name)
     lines += ["|---|---|---|", *_rows_markdown("", model())]
+    lines += _rows_markdown('"name".', entry()) if entry else []
     return "\n".join([*lines, ""])
 
 
@@ -882,7 +900,7 @@ def _rows_markdown(prefix: str, values: BaseModel) -> list[str]:
         value = getattr(values, key)
         if isinstance(value, BaseModel):
             rows += _rows_markdown(f"{prefix}{key}.", value)
-        elif not isinstance(value, dict):
+        else:
             words = f"{field.description}{_choices(field)}".replace("|", "\\|")
             rows += [f"| `{prefix}{key}` | `{_toml(value)}` | {words} |"]
     return rows

@@ -37,6 +37,7 @@ from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.leftover import Leftovers
 from ingestd.pipeline.obstacles import Obstacle, Obstacles, Waiting
 from ingestd.pipeline.read import ReadLimits, stamp_of
+from ingestd.pipeline.standard import Standard, review_due, take_up
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.stop import Asked
 from ingestd.pipeline.trial import TrialFile
@@ -61,6 +62,7 @@ _TAKING_PER_LOOK = 10
 _LOOKS_APART_SECONDS = 0.1
 _BETWEEN_EVALUATIONS_SECONDS, _AFTER_FAILURE_SECONDS = 3.0, 60.0
 _PAUSE_PER_EVALUATION = 4
+_REVIEWING_SECONDS = 2.0
 _MOST_WORKERS = 2
 # Added where systemd is told how long something may take at most.
 _SPARE_SECONDS = 60
@@ -136,7 +138,8 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         is_archiving=is_archiving,
         archive=settings.watch.archive,
         quarantine=settings.watch.quarantine,
-        alerts=settings.alerts,
+        alerts=settings.held,
+        elections=settings.elections,
     )
 
 
@@ -201,6 +204,7 @@ class Evaluating:
     settings: Settings
     ingest: Ingest
     on_due: Callable[[int], None] = lambda _due: None
+    is_thorough: bool = False
     _evaluator: Evaluator | None = None
     _next: float = 0.0
 
@@ -227,6 +231,7 @@ class Evaluating:
         self._next = now + max(pause, _PAUSE_PER_EVALUATION * (now - started))
 
     def _work_off(self) -> None:
+        self._review()
         with self.ingest.sessions() as session:
             due = stats.number_due(session)
         self.on_due(due)
@@ -241,6 +246,16 @@ class Evaluating:
         if done:
             log.debug("evaluated", **asdict(done))
 
+    def _review(self) -> None:
+        """Judge anew what is held to other thresholds now; files wait for a moment of it."""
+        end = None if self.is_thorough else time.monotonic() + _REVIEWING_SECONDS
+
+        def should_stop() -> bool:
+            return self.ingest.should_stop() or (end is not None and time.monotonic() > end)
+
+        if reviewed := review_due(self.ingest, should_stop):
+            log.info("judged_anew", constituencies=reviewed)
+
 
 def make_evaluator(settings: Settings, ingest: Ingest) -> Evaluator:
     """Put an evaluator together for these settings."""
@@ -252,13 +267,14 @@ def make_evaluator(settings: Settings, ingest: Ingest) -> Evaluator:
 
 def thresholds_of(settings: Settings) -> Thresholds:
     """What the statistical rules are held to."""
-    from ingestd.pipeline.evaluator import Thresholds  # noqa: PLC0415 - as above
+    from ingestd.pipeline.evaluator import Thresholds  # noqa: PLC0415
 
     told = settings.statistics
+    numbers = {name: getattr(told, name) for name in type(told).thresholds()}
     return Thresholds(
-        values={name: getattr(told, name) for name in type(told).thresholds()},
+        values=numbers,
         overrides=told.overrides,
-        empty_hours_published=told.empty_hours_published,
+        held=settings.held,
         voting_hours=told.voting_hours,
         first_hour=told.first_hour,
     )
@@ -310,6 +326,7 @@ def once(
                 on_step=on_step,
             )
             _begin(ingest)
+            _take_up(ingest, settings)
             # Also where nothing is left: what was read in part may be what was taken away.
             folders = {root.absolute() for root in roots if root.is_dir()}
             for root in folders | {found.root for found in files}:
@@ -359,7 +376,7 @@ class _Once:
         try:
             # Also where no file lay: a killed run may have taken the last of them.
             _evaluate_feed(self._ingest, is_thorough=True)
-            Evaluating(self._settings, self._ingest).attend()
+            Evaluating(self._settings, self._ingest, is_thorough=True).attend()
         except StorageFault as fault:
             log.warning("evaluation_put_off", error=str(fault), until="the next run")
 
@@ -539,6 +556,20 @@ def _begin(ingest: Ingest) -> None:
         for folder in (ingest.terms.archive, ingest.terms.quarantine):
             if swept := archive.sweep(folder):
                 log.info("broken_copies_removed", folder=str(folder), files=swept)
+
+
+def standard_of(settings: Settings) -> Standard:
+    """By what these settings judge."""
+    statistics = settings.statistics.model_dump(mode="json")
+    return Standard(alerts=settings.held, elections=settings.elections, statistics=statistics)
+
+
+def _take_up(ingest: Ingest, settings: Settings) -> None:
+    """Let these settings hold for what is stored, too."""
+    with database_at_work(), ingest.sessions.begin() as session:
+        anew = take_up(session, standard_of(settings), ingest.clock())
+    if anew:
+        log.info("thresholds_changed", constituencies=anew, judged="again, one after the other")
 
 
 @contextmanager
@@ -1162,13 +1193,15 @@ def _loop(
 def _visit(settings: Settings, ingest: Ingest, figures: Figures, *, is_first: bool) -> None:
     """Take over what others left, measure how long the database takes for that.
 
-    The first time, find what each source delivered last: its silence goes on over a restart.
+    The first time, let the settings hold for what is stored, and find what each source delivered
+    last: its silence goes on over a restart.
     """
     started = time.monotonic()
     _begin(ingest)
     figures.answered(time.monotonic() - started)
     if not is_first:
         return
+    _take_up(ingest, settings)
     with database_at_work(), ingest.sessions() as session:
         last = ledger.last_completed(session, str(settings.watch.inbox), _LAST_COMPLETED)
     for path, finished_at in reversed(last):

@@ -76,13 +76,18 @@ class MissingHour(Table):
     empty_hours: Literal["auto", "yes", "no"] = Field(
         default="auto",
         description="Whether the source publishes hours in which nothing happened; auto means "
-        "yes as soon as one such file was seen.",
+        "yes as soon as one such file was seen. If so, an hour without a file is unknown; if not, "
+        "it is taken for empty. Statistics go by the same answer.",
     )
     least_expected: Count = Field(
         default=7,
         description="Where it does not, an hour is missing when so many transactions were "
         "expected in it.",
     )
+
+    def publishes_empty(self, *, seen: bool) -> bool:
+        """Say whether an hour without a file is unknown; `seen`: an empty one was delivered."""
+        return self.empty_hours == "yes" or (self.empty_hours == "auto" and seen)
 
 
 class ConstituencyMissing(Table):

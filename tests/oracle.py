@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Table, func, select
@@ -16,6 +16,7 @@ from ingestd.models import (
     Alert,
     Constituency,
     Election,
+    EvaluationDue,
     FileProcessing,
     HourlyStats,
     Reject,
@@ -51,7 +52,7 @@ def judge(sessions: Sessions) -> None:
     thresholds = Thresholds(
         values={name: float(getattr(told, name)) for name in told.thresholds()},
         overrides={},
-        empty_hours_published=told.empty_hours_published,
+        held=Alerts(),
         voting_hours=told.voting_hours,
         first_hour=told.first_hour,
     )
@@ -115,6 +116,7 @@ def unsound(sessions: Sessions) -> list[str]:
             *_wrong_hours(session),
             *_wrong_slots(session),
             *_strangers(session),
+            *_wrong_velocities(session),
         ]
 
 
@@ -251,6 +253,39 @@ def _said(operation: str, params: list[Row], keys: list[str]) -> Iterator[tuple[
 def _voters(params: list[Row]) -> int:
     hashes = next(entry for entry in params if entry["key"] == "userIdHashes")
     return len(json.loads(hashes["stringValue"]))
+
+
+def _wrong_velocities(session: Session) -> Iterator[str]:
+    """Velocities are counts by covered hour; smoothed, a weight halves in two hours.
+
+    What is due is not evaluated yet.
+    """
+    due = set(session.scalars(select(EvaluationDue.constituency_id)))
+    hours = select(HourlyStats).order_by(HourlyStats.constituency_id, HourlyStats.hour)
+    known: dict[tuple[Any, str], list[tuple[datetime, float]]] = defaultdict(list)
+    for row in session.scalars(hours.where(HourlyStats.coverage.is_not(None))):
+        if row.constituency_id in due:
+            continue
+        for name, count in (("bulletin", row.bulletins_issued), ("vote", row.votes_cast)):
+            found = getattr(row, f"{name}_velocity")
+            told = count / max(row.coverage or 0, 0.25) if row.coverage else None
+            if not _about_equal(told, found):
+                yield f"{name}_velocity at {row.hour}: {told} by its count, {found} found"
+            smooth = getattr(row, f"{name}_velocity_ewma")
+            if smooth is None:
+                continue  # unknown, or no hour of the voting
+            series = known[row.constituency_id, name]
+            series.append((row.hour, found or 0.0))
+            weights = [0.5 ** ((row.hour - at) / timedelta(hours=2)) for at, _ in series]
+            sums = sum(w * value for w, (_, value) in zip(weights, series, strict=True))
+            if not _about_equal(sums / sum(weights), smooth):
+                yield f"{name}_velocity_ewma at {row.hour}: {smooth}, not {sums / sum(weights)}"
+
+
+def _about_equal(told: float | None, found: float | None) -> bool:
+    if told is None or found is None:
+        return told is found
+    return abs(told - found) <= 0.005 * max(1.0, abs(told))  # kept with three decimals
 
 
 def _wrong_slots(session: Session) -> Iterator[str]:

@@ -277,6 +277,13 @@ def test_nobody_is_expected_to_vote_twice() -> None:
 # What is closed, and what is compared with what ---------------------------------------------
 
 
+def publishes(constituencies: int) -> fleet.EmptyHours:
+    """Every source publishes its empty hours."""
+    return fleet.EmptyHours(
+        are_published=np.ones(constituencies, bool), least_expected=np.full(constituencies, 7.0)
+    )
+
+
 def test_an_hour_is_closed_when_its_region_is_here_or_the_fleet_is_two_hours_on() -> None:
     """Nobody waits for one file for ever, and nothing is judged before its time."""
     coverage = np.zeros((20, 6))
@@ -284,7 +291,7 @@ def test_an_hour_is_closed_when_its_region_is_here_or_the_fleet_is_two_hours_on(
     coverage[3, 1] = 0  # one file of region 1 is missing
     region = np.arange(20) % 2
     starts, lengths = np.full(20, START), np.full(20, 6)
-    here = fleet.delivered(coverage, lengths, starts, region, has_empty_hours=True)
+    here = fleet.delivered(coverage, lengths, starts, region, empty=publishes(len(lengths)))
     assert [True, True, True, True, False, False] == here.is_closed[0].tolist()
     assert [True, True, False, False, False, False] == here.is_closed[1].tolist()
     assert [False, True, True, True, True, True] == here.is_provisional[3].tolist()
@@ -296,7 +303,7 @@ def test_one_that_has_delivered_everything_holds_nobody_up() -> None:
     coverage[5:, 5] = 0
     starts = np.repeat([START - 9, START], 5)
     region = np.repeat([0, 1], 5)
-    here = fleet.delivered(coverage, np.full(10, 6), starts, region, has_empty_hours=True)
+    here = fleet.delivered(coverage, np.full(10, 6), starts, region, empty=publishes(10))
     assert here.is_closed[0].all()
     assert [True, True, True, True, True, False] == here.is_closed[9].tolist()
 
@@ -307,9 +314,11 @@ def test_the_clock_of_file_names_is_found_from_the_ballots() -> None:
     ballots = np.array([40.0, 20, 11, 7, 5])
     counts = np.stack([ballots / 2, ballots / 2, ballots * 0, ballots * 0], axis=1)
     none = np.zeros((5, 2))
-    rows = Rows(hours, counts, none, np.zeros((5, 8)), np.zeros(5, np.int64), np.zeros(5, bool))
+    rows = Rows(hours, counts, none, np.zeros((5, 10)), np.zeros(5, np.int64), np.zeros(5, bool))
     slots = [f"2024-09-06_{hour:02d}00-{hour + 1:02d}00" for hour in range(8, 13)]
-    fleet.cover(rows, [(slot, False, int(n)) for slot, n in zip(slots, ballots, strict=True)])
+    fleet.cover(
+        rows, [fleet.Told(slot, False, int(n), 1) for slot, n in zip(slots, ballots, strict=True)]
+    )
     assert 3 == fleet.shift_of([rows])
     assert 1.0 == sum(share for _, share in fleet.hours_of_slot("2024-09-06_2330-0030"))
 

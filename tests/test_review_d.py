@@ -273,7 +273,8 @@ def test_a_busy_hour_without_a_file_is_unknown_even_where_empty_hours_have_none(
 ) -> None:
     """Only an hour in which hardly anything was expected is taken for empty."""
     write(sessions, drawn, is_hourly=True, missing=frozenset([(2, 1)]))
-    evaluator(sessions, empty_hours_published=False).work_off()
+    held = Alerts.model_validate({"missing_hour": {"empty_hours": "no"}})
+    evaluator(sessions, held=held).work_off()
     hour = hour_of(sessions, 2, 1)
     assert ("missing", None) == (hour.status, hour.bulletin_velocity)
     assert (key_of(2), "unusual_drop") not in types(sessions)

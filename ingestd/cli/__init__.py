@@ -23,6 +23,7 @@ from ingestd.cli import (
     rulebook,
     schema,
     simulation,
+    stats,
     status,
     unit,
     work,
@@ -72,6 +73,7 @@ status.add_to(app)
 jobs.add_to(app)
 rejects.add_to(app)
 findings.add_to(app)
+stats.add_to(app)
 rulebook.add_to(app)
 coverage.add_to(app)
 fsck.add_to(app)

@@ -65,6 +65,7 @@ def look_at(settings: Settings) -> Iterator[Finding]:
     yield from _folder("inbox", watch.inbox)
     yield from _inotify(watch.inbox, is_used=watch.events != "never")
     yield from _database(settings)
+    yield from _types(settings)
     yield from _folder("quarantine", watch.quarantine)
     if watch.after == "archive":
         yield from _folder("archive", watch.archive)
@@ -80,6 +81,14 @@ def _configuration(flags: Flags) -> str:
         return str(named)
     file = next((each for each in (LOCAL_CONFIG, SYSTEM_CONFIG) if is_there(each)), None)
     return str(file.absolute()) if file else "no file: defaults and environment"
+
+
+def _types(settings: Settings) -> Iterator[Finding]:
+    """Thresholds of a type that no election has hold for nobody."""
+    types = {one.type for one in settings.elections.by_name.values()}
+    for name in sorted(settings.alerts.types.keys() - types):
+        told = f'no election has the type {name}: say so in [elections."name"], type = "{name}"'
+        yield Finding("alerts.types", "warn", told)
 
 
 def _database(settings: Settings) -> Iterator[Finding]:

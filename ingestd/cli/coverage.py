@@ -39,8 +39,9 @@ def coverage(
 ) -> None:
     """Show for each constituency which hourly files are here.
 
-    A missing hour is unknown, not zero: what is counted without it is provisional. Exit status
-    1 when an hour is missing.
+    Constituencies that only the settings name stand here, too, until something comes. A missing
+    hour is unknown, not zero: what is counted without it is provisional. Exit status 1 when an
+    hour is missing.
     """
     from ingestd.cli import screen
     from ingestd.cli.database import reading
@@ -50,7 +51,7 @@ def coverage(
     with reading(settings) as session:
         found = [
             one
-            for one in covered(session, held=settings.alerts)
+            for one in covered(session, held=settings.held)
             if contract in (None, one.contract_id)
             and region in (None, one.region_code)
             and (one.is_provisional or not is_gaps)
@@ -58,7 +59,12 @@ def coverage(
     if is_json:
         screen.print_json({"constituencies": [_told(one) for one in found]})
     elif is_csv:
-        cells = ((one.contract_id, slot, what) for one in found for slot, what in one.slots.items())
+        # What never came has no hours, and must not be left out for that.
+        cells = (
+            (one.contract_id, slot, what)
+            for one in found
+            for slot, what in (one.slots or {"": "" if one.has_files else "missing"}).items()
+        )
         screen.print_csv(("contract_id", "slot", "state"), cells)
     else:
         _show(found)
@@ -71,6 +77,7 @@ def _told(one: Covered) -> dict[str, Any]:
         "contract_id": one.contract_id,
         "region_code": one.region_code,
         "name": one.name,
+        "has_files": one.has_files,
         "has_whole": one.has_whole,
         "is_provisional": one.is_provisional,
         "slots": dict(one.slots),
@@ -88,6 +95,7 @@ def _show(found: list[Covered]) -> None:
         counts = Counter(one.slots.values())
         strip = "".join(_SIGNS[state] for state in one.slots.values())
         word = "provisional" if one.is_provisional else "whole file" if one.has_whole else ""
+        word = word if one.has_files else "nothing came"
         about = (one.region_code or "", one.name or "", one.contract_id)
         rows.append((*about, *(counts[state] for state in _STATES), word, strip))
     screen.show(("region", "constituency", "contract", *_STATES, "", "hours"), rows)

@@ -1,11 +1,10 @@
-"""`alerts` and `stats`: what the tables say about the election."""
+"""`alerts`: what the rules found."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it runs; `--help` stays quick
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,42 +16,14 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ingestd.crud import Page
-    from ingestd.models import Alert, Constituency
+    from ingestd.models import Alert
 
 _SHORTEST_PREFIX = 8
 _HEX_DIGITS = 32
-_BARS, _UNKNOWN = " ▁▂▃▄▅▆▇█", "×"
 _ALERT_COLUMNS = (
     *("id", "type", "class", "severity", "contract_id", "subject", "title", "description"),
-    *("detected_at", "cleared_at", "status"),
+    *("detected_at", "cleared_at", "status", "is_provisional"),
 )
-_TOTALS = ("registered_voters", "bulletins_issued", "votes_cast", "votes_rejected")
-_HOUR = (
-    "hour",
-    "status",
-    "coverage",
-    "bulletins_issued",
-    "votes_cast",
-    "votes_rejected",
-    "issues_rejected",
-    "revotes",
-    "rolled_back",
-    "list_added",
-    "list_removed",
-    "transaction_count",
-    "cumulative_bulletins",
-    "cumulative_votes",
-)
-_SHORT = {
-    "bulletins_issued": "bulletins",
-    "votes_cast": "votes",
-    "votes_rejected": "votes rejected",
-    "issues_rejected": "issues rejected",
-    "registered_voters": "registered",
-    "transaction_count": "transactions",
-    "cumulative_bulletins": "bulletins so far",
-    "cumulative_votes": "votes so far",
-}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,8 +35,6 @@ def add_to(app: typer.Typer) -> None:
     examples = ("ingestd alerts export 1b4e28ba", "ingestd alerts export 1b4e28ba --to out.zip")
     command(group, "export", examples=examples)(export)
     app.add_typer(group, name="alerts")
-    examples = ("ingestd stats --region 77", "ingestd stats --contract CONTRACT --csv > hours.csv")
-    command(app, "stats", examples=examples)(stats)
 
 
 # Alerts -------------------------------------------------------------------------------------
@@ -89,6 +58,7 @@ def alerts(  # noqa: PLR0913 - one for each option
     from ingestd import crud
     from ingestd.cli import screen
     from ingestd.cli.database import reading
+    from ingestd.cli.stats import the_constituency
     from ingestd.config import ConfigError
     from ingestd.schemas import AlertResponse
 
@@ -96,7 +66,7 @@ def alerts(  # noqa: PLR0913 - one for each option
         raise ConfigError(f"--severity {severity}: must be one of {', '.join(crud.SEVERITIES)}")
     window = crud.Window(offset, limit)
     with reading(flags.settings()) as session:
-        owner = _the_constituency(session, contract) if contract else None
+        owner = the_constituency(session, contract) if contract else None
         if is_all:
             asked = {
                 "severity": severity,
@@ -142,13 +112,20 @@ def _contracts(session: Session, page: Page[Alert]) -> dict[Any, str]:
 def _alert_row(alert: Alert, contract: str | None) -> tuple[Any, ...]:
     state = "cleared" if alert.cleared_at else alert.status
     short = str(alert.id)[:_SHORTEST_PREFIX]
-    told = (alert.severity, alert.type, alert.title, contract or "", alert.detected_at)
+    title = f"{alert.title} (provisional)" if is_provisional(alert) else alert.title
+    told = (alert.severity, alert.type, title, contract or "", alert.detected_at)
     return (short, *told, state)
 
 
 def _alert_cells(alert: Alert, contract: str | None) -> tuple[Any, ...]:
     what = (alert.type, alert.alert_class, alert.severity, contract, alert.subject, alert.title)
-    return (alert.id, *what, alert.description, alert.detected_at, alert.cleared_at, alert.status)
+    moments = (alert.description, alert.detected_at, alert.cleared_at, alert.status)
+    return (alert.id, *what, *moments, is_provisional(alert))
+
+
+def is_provisional(alert: Alert) -> bool:
+    """Whether files that are missing may explain it."""
+    return bool(alert.details.get("is_provisional"))
 
 
 def the_alert(session: Session, prefix: str) -> Alert:
@@ -180,6 +157,7 @@ def explain(flags: Flags, id_: Id, *, is_json: Json = False) -> None:
     from ingestd import crud
     from ingestd.cli import screen
     from ingestd.cli.database import reading
+    from ingestd.cli.stats import bars
     from ingestd.models import Election
     from ingestd.pipeline.bundle import words_of
     from ingestd.pipeline.rules import RULES
@@ -210,6 +188,11 @@ def explain(flags: Flags, id_: Id, *, is_json: Json = False) -> None:
             return
         for line in words_of(alert, contract).splitlines():
             screen.say(line)
+        window = alert.details.get("window")
+        if owner and window and (hours := crud.hours.of_constituency(session, owner.id)):
+            screen.say()
+            for line in bars(hours, window["utc"]):
+                screen.say(line)
     if files:
         rows = [
             (
@@ -262,159 +245,3 @@ def export(
             screen.say(f"could not be read: {line}", colour_of="warning")
     if evidence.unread:
         raise typer.Exit(FINDINGS)
-
-
-# Stats --------------------------------------------------------------------------------------
-
-
-def stats(
-    flags: Flags,
-    *,
-    contract: Annotated[
-        str | None, typer.Option(help="The hours (UTC) of this constituency.")
-    ] = None,
-    region: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Only constituencies of this region.")
-    ] = None,
-    is_json: Json = False,
-    is_csv: Csv = False,
-) -> None:
-    """Show the totals of every constituency, or the hours of one."""
-    from ingestd.cli.database import reading
-    from ingestd.config import ConfigError
-
-    if contract and region:
-        raise ConfigError("--contract names one constituency: leave --region out")
-    with reading(flags.settings()) as session:
-        if contract:
-            _show_hours(session, contract, is_json=is_json, is_csv=is_csv)
-        else:
-            _show_totals(session, region, is_json=is_json, is_csv=is_csv)
-
-
-def _show_totals(session: Session, region: str | None, *, is_json: bool, is_csv: bool) -> None:
-    from ingestd import crud
-    from ingestd.cli import screen
-
-    found = list(_constituencies(session, region))
-    lacking = crud.constituencies.provisional(session)
-    is_lacking = any(each.id in lacking for each in found)
-    if is_json:
-        items = [_constituency_told(each, lacking) for each in found]
-        told = {"constituencies": items, "totals": _sums(found), "is_provisional": is_lacking}
-        screen.print_json(told)
-        return
-    about = ("region_code", "name", "contract_id", "status")
-    columns = (*about, *_TOTALS, "participation_rate")
-    if is_csv:
-        cells = ([*(getattr(each, name) for name in columns), each.id in lacking] for each in found)
-        screen.print_csv((*columns, "is_provisional"), cells)
-        return
-    if not found:
-        screen.say("no constituencies")
-        return
-    sums = _sums(found)
-    rows: list[Sequence[Any]] = [
-        (
-            *(getattr(each, name) for name in (*about[:3], *_TOTALS)),
-            _percent(each.participation_rate),
-            _provisional(each.id in lacking),
-        )
-        for each in found
-    ]
-    rows.append(("", "all", "", *(sums[name] for name in _TOTALS), "", _provisional(is_lacking)))
-    heads = ("region", "constituency", "contract", *map(_short, _TOTALS), "turnout", "")
-    screen.show(heads, rows)
-
-
-def _constituency_told(owner: Constituency, lacking: Container[uuid.UUID]) -> dict[str, Any]:
-    from ingestd.schemas import ConstituencyResponse
-
-    told = ConstituencyResponse.model_validate(owner).model_dump()
-    return told | {"is_provisional": owner.id in lacking}
-
-
-def _provisional(is_lacking: bool) -> str:  # noqa: FBT001 - said as a word
-    """Nobody shall quote what is here in part."""
-    return "provisional" if is_lacking else ""
-
-
-def _constituencies(session: Session, region: str | None) -> Iterator[Constituency]:
-    from ingestd import crud
-
-    filters = {"region_code": region} if region else {}
-    offset = 0
-    while True:
-        window = crud.Window(offset, crud.LIMIT_CAP)
-        page = crud.constituencies.list(
-            session, filters=filters, order="region_code", window=window
-        )
-        yield from page.items
-        offset += len(page.items)
-        if offset >= page.total:
-            return
-
-
-def _sums(found: Sequence[Constituency]) -> dict[str, int | None]:
-    """Each total over all; None where no constituency knows it."""
-    sums: dict[str, int | None] = {}
-    for name in _TOTALS:
-        known = [value for each in found if (value := getattr(each, name)) is not None]
-        sums[name] = sum(known) if known else None
-    return sums
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
-
-
-def _short(name: str) -> str:
-    return _SHORT.get(name, name.replace("_", " "))
-
-
-def _show_hours(session: Session, contract: str, *, is_json: bool, is_csv: bool) -> None:
-    from ingestd import crud
-    from ingestd.cli import screen
-    from ingestd.schemas import HourlyStatsResponse
-
-    owner = _the_constituency(session, contract)
-    hours = crud.hours.of_constituency(session, owner.id)
-    lacking = crud.constituencies.provisional(session)
-    if is_json:
-        told = _constituency_told(owner, lacking)
-        items = [HourlyStatsResponse.model_validate(hour).model_dump() for hour in hours]
-        screen.print_json({"constituency": told, "hours": items})
-        return
-    rows = [[getattr(hour, name) for name in _HOUR] for hour in hours]
-    if is_csv:
-        screen.print_csv(_HOUR, rows)
-        return
-    note = ", provisional: files are missing" if owner.id in lacking else ""
-    screen.say(f"{owner.region_code or '–'} {owner.name or 'no name'}, {contract}{note}")
-    unknown = [hour.status == "missing" for hour in hours]
-    screen.say(f"bulletins {_spark([hour.bulletins_issued for hour in hours], unknown)}")
-    screen.say(f"votes     {_spark([hour.votes_cast for hour in hours], unknown)}")
-    if any(unknown):
-        screen.say(f"{_UNKNOWN} no file of this hour is here: what happened in it is unknown")
-    screen.show(tuple(map(_short, _HOUR)), rows)
-
-
-def _spark(numbers: Sequence[int], unknown: Sequence[bool]) -> str:
-    """A line of bars, one for each number; the tallest is the greatest, what is unknown a cross."""
-    most = max(1, *numbers) if numbers else 1
-    return "".join(
-        _UNKNOWN if is_unknown and not number else _BARS[-(-number * (len(_BARS) - 1) // most)]
-        for number, is_unknown in zip(numbers, unknown, strict=True)
-    )
-
-
-def _the_constituency(session: Session, contract: str) -> Constituency:
-    from ingestd import crud
-    from ingestd.config import ConfigError
-
-    found = crud.constituencies.by_contract(session, contract)
-    if found is None:
-        raise ConfigError(
-            f"no constituency with the contract {contract}; `ingestd stats` lists them"
-        )
-    return found

@@ -136,6 +136,7 @@ def checker(
         ),
         owner=owner_name(),
         clock=utc_now,
+        judged_by=(daemon.thresholds_of(settings), daemon.standard_of(settings).text()),
         is_quick=is_quick,
         on_progress=on_progress,
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 
 from sqlalchemy import and_, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from ingestd.crud.base import FIRST, Crud, Page, Window, contains_text
-from ingestd.models import Alert, Constituency, HourlyStats
+from ingestd.models import Alert, Constituency, FileProcessing, HourlyStats
 from ingestd.schemas import ConstituencyCreate, ConstituencyUpdate
 
 
@@ -39,6 +39,7 @@ class Constituencies(Crud[Constituency, ConstituencyCreate, ConstituencyUpdate])
         """Those of which an hour, or a part of one, or a file is not here: their totals may grow.
 
         An hour before or after the voting that stands there by a sender's clock alone is none.
+        The view v_constituencies says the same.
         """
         h = HourlyStats
         is_lacking = or_(h.status == "missing", and_(h.coverage > 0, h.coverage < _FULLY))
@@ -46,7 +47,20 @@ class Constituencies(Crud[Constituency, ConstituencyCreate, ConstituencyUpdate])
         feed = select(Alert.constituency_id).where(
             Alert.type.in_(_LACKS), Alert.cleared_at.is_(None), Alert.constituency_id.is_not(None)
         )
-        return {key for query in (hours, feed) for key in session.scalars(query.distinct()) if key}
+        refused, here = FileProcessing, aliased(FileProcessing)
+        instead = select(here.id).where(
+            here.constituency_id == refused.constituency_id,
+            here.status == "completed",
+            here.slot.in_((refused.slot, "whole")),
+        )
+        files = select(refused.constituency_id).where(
+            refused.status == "quarantined",
+            refused.slot.is_not(None),
+            refused.constituency_id.is_not(None),
+            ~instead.exists(),
+        )
+        queries = (hours, feed, files)
+        return {key for query in queries for key in session.scalars(query.distinct()) if key}
 
 
 _FULLY = 0.99

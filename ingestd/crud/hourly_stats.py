@@ -83,15 +83,23 @@ class Hours(Reader[HourlyStats]):
         return self.of_constituency(session, owner, since=since, until=until)
 
     def national(
-        self, session: Session, *, since: datetime | None = None, until: datetime | None = None
+        self,
+        session: Session,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        region_code: str | None = None,
     ) -> Sequence[NationalHour]:
-        """The sums of all constituencies for each hour, in order."""
+        """The sums of all constituencies, or those of one region, for each hour, in order."""
         query = (
             select(HourlyStats.hour, func.count(), *(func.sum(each) for each in _SUMMED))
             .where(*within(HourlyStats.hour, since, until))
             .group_by(HourlyStats.hour)
             .order_by(HourlyStats.hour)
         )
+        if region_code is not None:
+            ours = select(Constituency.id).where(Constituency.region_code == region_code)
+            query = query.where(HourlyStats.constituency_id.in_(ours))
         # PostgreSQL sums bigints as decimals.
         return [
             NationalHour(hour, *(int(count) for count in counts))

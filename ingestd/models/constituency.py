@@ -29,6 +29,8 @@ class Constituency(Timestamped, Base):
     # The path that gave the names: the smallest in sort order, so that names
     # do not depend on which file came first.
     named_by: Mapped[str | None] = mapped_column(Text)
+    # The zone of its clocks, where the settings name one; display only.
+    timezone: Mapped[str | None] = mapped_column(String(50))
     type: Mapped[str | None] = mapped_column(String(50))
     status: Mapped[str] = mapped_column(String(20), default="inactive")
     # Null while no voters list has been delivered: unknown is not zero.

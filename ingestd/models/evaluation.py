@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Integer, Uuid
+from sqlalchemy import BigInteger, Integer, Text, Uuid, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ingestd.models.base import Base
@@ -23,6 +23,8 @@ class EvaluationDue(Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     # No foreign key: it is a note, and the constituency may be gone when it is read.
     constituency_id: Mapped[uuid.UUID] = mapped_column(Uuid())
+    # Its own rules are to look at all of it again: what they are held to has changed.
+    is_anew: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class Evaluation(Base):
@@ -33,3 +35,5 @@ class Evaluation(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     generation: Mapped[int] = mapped_column(BigInteger, default=0)
     busy_until: Mapped[datetime | None]
+    # By which settings what is stored was judged (`pipeline.standard`), as JSON.
+    judged_by: Mapped[str | None] = mapped_column(Text)

@@ -37,6 +37,9 @@ class HourlyStats(Base):
     # Events per covered hour; null where nothing covers the hour.
     bulletin_velocity: Mapped[float | None] = mapped_column(Float)
     vote_velocity: Mapped[float | None] = mapped_column(Float)
+    # The same smoothed for display: within the hours of the voting, a weight halves in two hours.
+    bulletin_velocity_ewma: Mapped[float | None] = mapped_column(Float)
+    vote_velocity_ewma: Mapped[float | None] = mapped_column(Float)
     cumulative_bulletins: Mapped[int] = mapped_column(BigInteger, default=0)
     cumulative_votes: Mapped[int] = mapped_column(BigInteger, default=0)
     # The share of the hour for which files are here; null until it was evaluated.

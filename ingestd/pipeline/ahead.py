@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session, sessionmaker
 
+from ingestd.elections import Elections
 from ingestd.errors import FileVanished, IngestError
 from ingestd.models import FileProcessing
 from ingestd.pipeline import archive, ledger, stats
@@ -48,12 +49,13 @@ class Ahead:
     job: FileProcessing | None = None
 
 
-def look_ahead(
+def look_ahead(  # noqa: PLR0913 - what a commit is told
     run: Sequence[Found],
     *,
     sessions: sessionmaker[Session],
     limits: ReadLimits,
     archive_to: Path | None,
+    elections: Elections,
     now: datetime,
     on_step: Callable[[Step], None],
 ) -> list[Ahead]:
@@ -72,7 +74,7 @@ def look_ahead(
         on_step(Step.LOOKED)
         if plain:
             with sessions.begin() as session:
-                jobs = _record(session, plain, archive_to, now)
+                jobs = _record(session, plain, archive_to, elections, now)
                 _refuse_replaced(plain)
                 on_step(Step.NOTED)
             on_step(Step.RECORDED)
@@ -169,7 +171,11 @@ def _told(csv: Csv, member: Member | None) -> tuple[str, int] | None:
 
 
 def _record(
-    session: Session, plain: list[Ahead], archive_to: Path | None, now: datetime
+    session: Session,
+    plain: list[Ahead],
+    archive_to: Path | None,
+    elections: Elections,
+    now: datetime,
 ) -> list[FileProcessing | None]:
     """Write the jobs; a file whose history asks for a closer look gets none."""
     places: dict[str, list[Place]] = {}
@@ -181,7 +187,7 @@ def _record(
         told = places.setdefault(delivery.contract_id or "", [])
         told += places_of(ahead.found, ahead.csv.member)
     ledger.hold_numbers(session, places)
-    stats.ensure_constituencies(session, places)
+    stats.ensure_constituencies(session, places, elections)
     goes_to = [
         label_of(archive.free_name(archive_to / ahead.found.relative)) if archive_to else None
         for ahead in plain

@@ -507,16 +507,43 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
     return found
 
 
-def note_refused_file(session: Session, job: FileProcessing, now: datetime) -> None:
+def note_refused_file(
+    session: Session, job: FileProcessing, now: datetime, held: Alerts = _HELD
+) -> None:
     """Raise the alert of a quarantined job, or clear it when the job is no longer there."""
-    findings = [_refusal(job)] if job.status == JobState.QUARANTINED else []
+    is_told = job.status == JobState.QUARANTINED and _tells_refused(
+        session, job.constituency_id, held
+    )
+    findings = [_refusal(job)] if is_told else []
     settle = Settlement(session, job.constituency_id, now)
     settle("file_rejected", findings, among=[_refused_subject(job)])
 
 
-def note_forgotten_file(session: Session, job: FileProcessing, now: datetime) -> None:
+def note_refused_files(
+    session: Session, constituency_id: uuid.UUID | None, now: datetime, held: Alerts
+) -> None:
+    """Raise and clear the alerts of all quarantined jobs of a constituency, or of those of none."""
+    settle = Settlement(session, constituency_id, now)
+    settle("file_rejected", _refusals(session, constituency_id, held))
+
+
+def _tells_refused(session: Session, constituency_id: uuid.UUID | None, held: Alerts) -> bool:
+    rules = held if constituency_id is None else rules_for(session, constituency_id, held)
+    return rules.is_on("file_rejected")
+
+
+def _refusals(session: Session, constituency_id: uuid.UUID | None, held: Alerts) -> list[Finding]:
+    if not _tells_refused(session, constituency_id, held):
+        return []
+    refused = {_refused_subject(job): job for job in _refused(session, constituency_id)}
+    return [_refusal(job) for job in refused.values()]
+
+
+def note_forgotten_file(
+    session: Session, job: FileProcessing, now: datetime, held: Alerts = _HELD
+) -> None:
     """Clear the alert of a quarantined job that was forgotten, unless its bytes are here twice."""
-    findings = [_refusal(other) for other in _refused(session, job.constituency_id)]
+    findings = _refusals(session, job.constituency_id, held)
     subject = _refused_subject(job)
     left = [finding for finding in findings if finding.subject == subject][:1]
     Settlement(session, job.constituency_id, now)("file_rejected", left, among=[subject])
@@ -558,8 +585,7 @@ def review(
 
     `rolled_up` is about all its hours, with all revotes; None outside.
     """
-    refused = {_refused_subject(job): job for job in _refused(session, constituency_id)}
-    findings = [_refusal(job) for job in refused.values()]
+    findings = _refusals(session, constituency_id, held)
     if constituency_id is None or rolled_up is None:
         t = transaction.c
         unknown = select(t.type).where(NO_BALLOT, t.type.not_in(OPERATIONS)).distinct()

@@ -56,14 +56,17 @@ from ingestd.pipeline.slot import WHOLE
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.surprises import Group, Surprise
 from ingestd.pipeline.touched import ACCEPTED, chunks, insert_missing, start_of, transaction
+from ingestd.thresholds import Alerts, MissingHour
 
 TOLD = (
     *("coverage", "bulletin_velocity", "vote_velocity"),
+    *("bulletin_velocity_ewma", "vote_velocity_ewma"),
     *("expected_bulletins", "expected_votes", "phi", "z_bulletins", "z_votes"),
 )
 """The columns of an hour that are the evaluator's, with `status`."""
 
-_DECIMALS = np.array([3, 3, 3, 3, 3, 4, 2, 2])
+_DECIMALS = np.array([3, 3, 3, 3, 3, 3, 3, 4, 2, 2])
+HALF_LIFE_HOURS = 2.0
 _LEAST_COVERAGE = 0.25
 _BUSY = timedelta(seconds=60)
 _CELLS_AT_ONCE, _ROWS_AT_ONCE = 20_000, 5_000
@@ -81,7 +84,7 @@ class Thresholds:
 
     values: Mapping[str, float]
     overrides: Mapping[str, Mapping[str, float]]
-    empty_hours_published: bool
+    held: Alerts
     voting_hours: int
     first_hour: int
 
@@ -237,6 +240,53 @@ class Evaluator:
             session.execute(update(turn).values(busy_until=None))
 
 
+Unlike = tuple[uuid.UUID | None, int | None, str]
+"""A constituency (None: all), a UTC hour if it is about one, and what would change."""
+
+
+def unlike(session: Session, thresholds: Thresholds) -> Iterator[Unlike]:
+    """Tell what a pass over everything would change, and write nothing.
+
+    Nothing may be due, or the tables rightly say what was true before.
+    """
+    votings = read_votings(session)
+    rows = dict(read_rows(session, None))
+    judged = judge([voting for voting in votings if voting.id in rows], rows, thresholds)
+    for what, several in (
+        ("it would be evaluated otherwise", judged.changes),
+        ("an empty hour is not there", judged.empties),
+    ):
+        for cells in several:
+            yield from ((cells.one, int(hour), what) for hour in cells.hours)
+    yield from ((one, hour, "it is no hour of the voting") for one, hour in judged.stray)
+    yield from ((one, hour, "its sums are old") for one, hour, _, _ in judged.carried)
+    wanted = scores_of(votings, judged.scores, read_integrity(session))
+    for one, found in session.execute(select(constituency.c.id, constituency.c.anomaly_score)):
+        if wanted[one] != found:
+            yield one, None, f"anomaly_score is {found}, computed {wanted[one]}"
+    yield from _unlike_findings(session, judged)
+
+
+def _unlike_findings(session: Session, judged: Judged) -> Iterator[Unlike]:
+    found = {
+        (
+            None if each.one is None else one.group.ids[each.one],
+            each.finding.rule,
+            each.finding.subject,
+        )
+        for one in judged.groups
+        for each in one.surprises
+    }
+    query = select(alert.c.constituency_id, alert.c.type, alert.c.subject).where(
+        alert.c["class"] == "statistical", alert.c.cleared_at.is_(None)
+    )
+    is_open = {(row[0], row[1], row[2]) for row in session.execute(query)}
+    for whose, rule, subject in sorted(is_open - found, key=str):
+        yield whose, None, f"the alert {rule} {subject} is open, and nothing finds it"
+    for whose, rule, subject in sorted(found - is_open, key=str):
+        yield whose, None, f"the alert {rule} {subject} is not open"
+
+
 # Reading ------------------------------------------------------------------------------------
 
 
@@ -246,7 +296,7 @@ def read_votings(session: Session) -> list[Voting]:
     query = (
         select(
             *(c.id, c.contract_id, c.name, c.region_code, c.region_name, c.election_id),
-            *(c.registered_voters, c.voting_start, c.voting_end),
+            *(c.registered_voters, c.voting_start, c.voting_end, c.timezone),
             election.c.name.label("election"),
             election.c.type.label("election_type"),
         )
@@ -265,6 +315,7 @@ def read_votings(session: Session) -> list[Voting]:
             roll=row.registered_voters,
             start=fleet.hour_near(row.voting_start),
             end=fleet.hour_near(row.voting_end),
+            zone=row.timezone,
         )
         for row in session.execute(query)
     ]
@@ -282,12 +333,12 @@ def read_rows(
 
 
 def _read(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tuple[uuid.UUID, Rows]]:
-    files: dict[uuid.UUID, list[tuple[str | None, bool, int]]] = {}
+    files: dict[uuid.UUID, list[fleet.Told]] = {}
     whose = () if wanted is None else (job.c.constituency_id.in_(wanted),)
     query = (
         select(
             *(_text_of(session, job.c.constituency_id), job.c.slot, job.c.is_cumulative),
-            job.c.slot_bulletins + job.c.slot_votes,
+            *(job.c.slot_bulletins + job.c.slot_votes, job.c.rows_read),
         )
         .where(
             job.c.status == JobState.COMPLETED,
@@ -299,7 +350,8 @@ def _read(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tupl
     )
     for key, group in groupby(_streamed(session, query), itemgetter(0)):
         files[uuid.UUID(key)] = [
-            (slot, bool(total), int(number)) for _, slot, total, number in group
+            fleet.Told(slot, bool(total), int(number), int(rows))
+            for _, slot, total, number, rows in group
         ]
     whose = () if wanted is None else (hourly.c.constituency_id.in_(wanted),)
     for key, group in groupby(_streamed(session, _hours(session).where(*whose)), itemgetter(0)):
@@ -529,7 +581,9 @@ def _assembled(
         np.array([spans[voting.id].hours for voting in votings], np.int64),
         starts,
         region[0],
-        has_empty_hours=thresholds.empty_hours_published,
+        empty=_empty_hours(
+            votings, thresholds, has_empty=any(one.has_empty_file for one in rows.values())
+        ),
         ballots=counts["bulletins"] + counts["votes"],
     )
     limits = _limits(votings, thresholds)
@@ -552,6 +606,23 @@ def group_of(session: Session, thresholds: Thresholds, contracts: Collection[str
     return None
 
 
+def _empty_hours(
+    votings: Sequence[Voting], thresholds: Thresholds, *, has_empty: bool
+) -> fleet.EmptyHours:
+    """Whether hours without a file were empty: the settings of `missing_hour` say it, for each."""
+    held: dict[tuple[str, str], MissingHour] = {}
+    for voting in votings:
+        whose = voting.election, voting.election_type
+        if whose not in held:
+            rules = thresholds.held
+            held[whose] = (rules.for_election(*whose) if rules.differs else rules).missing_hour
+    mine = [held[voting.election, voting.election_type] for voting in votings]
+    return fleet.EmptyHours(
+        are_published=np.array([one.publishes_empty(seen=has_empty) for one in mine], bool),
+        least_expected=np.array([float(one.least_expected) for one in mine]),
+    )
+
+
 def _limits(votings: Sequence[Voting], thresholds: Thresholds) -> dict[str, Floats]:
     """Every threshold by constituency: an election's own, its type's, the fleet's."""
     values = dict(thresholds.values)
@@ -569,13 +640,10 @@ def _told(group: Group, figures: surprises.Figures | None, here: fleet.Delivered
     """The evaluator's columns as they are stored; nan is null."""
     unknown = here.coverage <= 0
     covered = np.maximum(here.coverage, _LEAST_COVERAGE)
-    columns = [
-        here.coverage,
-        *(
-            np.where(unknown, np.nan, group.counts[name] / covered)
-            for name in ("bulletins", "votes")
-        ),
+    velocities = [
+        np.where(unknown, np.nan, group.counts[name] / covered) for name in ("bulletins", "votes")
     ]
+    columns = [here.coverage, *velocities, *map(smoothed, velocities)]
     if figures is None:
         columns += [np.full(unknown.shape, np.nan)] * (len(TOLD) - len(columns))
     else:
@@ -584,6 +652,22 @@ def _told(group: Group, figures: surprises.Figures | None, here: fleet.Delivered
         columns += [np.where(known, values, np.nan) for values in series]
         columns += [figures.bulletins.z, figures.votes.z]
     return _rounded(np.stack(columns, axis=2))
+
+
+def smoothed(velocity: Floats) -> Floats:
+    """Smooth velocities by hour of vote: the mean of those known so far; nan where these are.
+
+    A weight halves in two hours.
+    """
+    out = np.full(velocity.shape, np.nan)
+    total, weight = np.zeros(len(velocity)), np.zeros(len(velocity))
+    fades = 0.5 ** (1 / HALF_LIFE_HOURS)
+    for hour in range(velocity.shape[1]):
+        known = ~np.isnan(velocity[:, hour])
+        total = fades * total + np.where(known, velocity[:, hour], 0.0)
+        weight = fades * weight + known
+        out[known, hour] = total[known] / weight[known]
+    return out
 
 
 def _rounded(told: Floats) -> Floats:
@@ -818,17 +902,30 @@ def write_scores(
     """Write anomaly_score where it differs; an active integrity alert lifts it."""
     c = constituency.c
     now = {row.id: row.anomaly_score for row in session.execute(select(c.id, c.anomaly_score))}
-    floors = {"critical": 1.0, "warning": _WARNING_SCORE}
-    changed = []
     # In the order in which a commit that names many constituencies locks them: no deadlock.
-    for voting in sorted(votings, key=lambda voting: voting.id):
+    changed = [
+        {"key": one, "anomaly_score": score}
+        for one, score in sorted(scores_of(votings, scores, integrity).items())
+        if one in now and now[one] != score
+    ]
+    if changed:
+        session.connection().execute(_SET_SCORE, changed)
+
+
+def scores_of(
+    votings: Sequence[Voting],
+    scores: Mapping[uuid.UUID, float],
+    integrity: Mapping[uuid.UUID, str],
+) -> dict[uuid.UUID, float | None]:
+    """The score of every constituency: an active integrity alert lifts it."""
+    floors = {"critical": 1.0, "warning": _WARNING_SCORE}
+    lifted: dict[uuid.UUID, float | None] = {}
+    for voting in votings:
         score = scores.get(voting.id)
         if floor := floors.get(integrity.get(voting.id, "")):
             score = max(score or 0.0, floor)
-        if voting.id in now and now[voting.id] != score:
-            changed.append({"key": voting.id, "anomaly_score": score})
-    if changed:
-        session.connection().execute(_SET_SCORE, changed)
+        lifted[voting.id] = score
+    return lifted
 
 
 def settle(session: Session, judged: Judged, now: datetime) -> None:

@@ -309,6 +309,8 @@ def window_of(session: Session, facts: Facts) -> tuple[datetime | None, datetime
     planned: dict[str, Any] = {}
     for row in _in_order(session.execute(_OPENING_ROWS, {"constituency": facts.constituency_id})):
         planned |= stats.facts_of(row)
+    for name, moment in stats.planned_voting(session, facts.constituency_id).items():
+        planned.setdefault(name, moment)
     return planned.get("voting_start"), planned.get("voting_end")
 
 

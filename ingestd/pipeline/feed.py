@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property, lru_cache
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -160,7 +160,7 @@ class _Feed:
         """Every constituency, with its election."""
         c = constituency.c
         query = select(
-            *(c.id, c.contract_id, c.voting_start, c.voting_end, c.status),
+            *(c.id, c.contract_id, c.voting_start, c.voting_end, c.status, c.timezone),
             *(c.name, c.region_code, c.registered_voters),
             Election.name.label("election"),
             Election.type.label("election_type"),
@@ -238,16 +238,17 @@ class _Feed:
         counted = Counter(starts)
         return min(counted, key=lambda one: (-counted[one], one)) if counted else None
 
-    def zone(self, owner: uuid.UUID | None) -> timedelta | None:
-        """How far local time is ahead of UTC, here or for most."""
-        start = None if owner is None else self.constituencies[owner].voting_start
-        return zone_of(start or self._usual_start)
+    def zone(self, owner: uuid.UUID | None) -> tzinfo | None:
+        """The zone of the clocks, here or for most."""
+        if owner is None:
+            return zone_of(None, self._usual_start)
+        row = self.constituencies[owner]
+        return zone_of(row.timezone, row.voting_start or self._usual_start)
 
     def are_empty_hours_published(self, held: MissingHour) -> bool:
         """Say whether an hour in which nothing happened has a file, too."""
-        if held.empty_hours == "auto":
-            return any(hour.empty for hour in self.deliveries.hours.values())
-        return held.empty_hours == "yes"
+        seen = any(hour.empty for hour in self.deliveries.hours.values())
+        return held.publishes_empty(seen=seen)
 
     def watermark(self, share: float) -> str | None:
         """The greatest slot that so many constituencies have delivered, or had finished before."""
@@ -556,15 +557,16 @@ def _silence(feed: _Feed, now: datetime) -> list[Finding]:
         waited = now - since
         if not feed.are_empty_hours_published(feed.held(owner).missing_hour):
             # By night hardly anybody votes, and of an hour without a transaction no file comes.
-            waited = _by_day(since, now, zone_of(start) or timedelta(0), held)
+            waited = _by_day(since, now, zone_of(row.timezone, start) or UTC, held)
         voting += waited > timedelta(hours=held.hours)
     return rules.silent_feed(last, voting=voting, held=held)
 
 
-def _by_day(since: datetime, now: datetime, zone: timedelta, held: SilentFeed) -> timedelta:
+def _by_day(since: datetime, now: datetime, zone: tzinfo, held: SilentFeed) -> timedelta:
     """How much of a time lies in the hours of the day in which people vote."""
     total = timedelta(0)
-    day = (since + zone).replace(hour=0, minute=0, second=0, microsecond=0) - zone
+    ahead = since.astimezone(zone).utcoffset() or timedelta(0)
+    day = (since + ahead).replace(hour=0, minute=0, second=0, microsecond=0) - ahead
     while day < now:
         opens, closes = (day + timedelta(hours=hour) for hour in (held.from_hour, held.to_hour))
         total += max(timedelta(0), min(now, closes) - max(since, opens))
@@ -736,7 +738,10 @@ class Covered:
 
 
 def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
-    """Tell for each constituency and hour what is here, in the order of contracts."""
+    """Tell for each constituency and hour what is here, in the order of contracts.
+
+    Then those that the settings expect and of which nothing ever came.
+    """
     feed = _Feed(session, held, Kept())
     feed.refresh()
     lacking: dict[uuid.UUID, list[list[str]]] = {}
@@ -766,6 +771,9 @@ def coverage(session: Session, *, held: Alerts = _HELD) -> Iterator[Covered]:
             has_whole=owner in feed.with_whole,
             slots=dict(sorted(slots.items())),
         )
+    known = {row.contract_id for row in feed.constituencies.values()}
+    for contract in sorted({*held.constituency_missing.contracts} - known):
+        yield Covered(contract, None, None, has_files=False, has_whole=False, slots={})
 
 
 def _state(row: AnyRow, former: str | None) -> str:

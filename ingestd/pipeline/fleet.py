@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import lru_cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -27,7 +29,6 @@ _USUAL_TURNOUT = 0.9
 _WATERMARK_SHARE, _WATERMARK_HOURS = 0.9, 2
 _FURTHEST_SHIFT = 14  # hours between the clock of file names and UTC
 _FULLY = 0.99
-_LEAST_EXPECTED = 7.0  # as of `missing_hour`
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _FAR = 10**9
 
@@ -46,6 +47,7 @@ class Voting:
     roll: int | None
     start: int | None
     end: int | None
+    zone: str | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +66,16 @@ class Rows:
     ballots: Floats = field(default_factory=lambda: np.zeros(0))
     has_whole: bool = False
     has_slotless: bool = False
+    has_empty_file: bool = False
+
+
+class Told(NamedTuple):
+    """What a current file covers."""
+
+    slot: str | None
+    is_cumulative: bool
+    ballots: int
+    rows: int
 
 
 @lru_cache(maxsize=100_000)
@@ -82,11 +94,12 @@ def hours_of_slot(slot: str) -> tuple[tuple[int, float], ...]:
     )
 
 
-def cover(rows: Rows, files: Iterable[tuple[str | None, bool, int]]) -> None:
-    """Note what the current files (slot, is_cumulative, ballots) of a constituency cover."""
+def cover(rows: Rows, files: Iterable[Told]) -> None:
+    """Note what the current files of a constituency cover."""
     named: list[tuple[int, float, float]] = []
-    rows.has_whole = rows.has_slotless = False
-    for slot, is_cumulative, ballots in files:
+    rows.has_whole = rows.has_slotless = rows.has_empty_file = False
+    for slot, is_cumulative, ballots, number in files:
+        rows.has_empty_file |= slot is not None and not is_cumulative and number == 0
         if slot is None:
             rows.has_slotless = True
         elif slot == WHOLE:
@@ -208,13 +221,21 @@ class Delivered:
     inside: Flags  # the hour is one of this voting
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyHours:
+    """For each constituency: does its source publish empty hours, else how few are no gap?"""
+
+    are_published: Flags
+    least_expected: Floats
+
+
 def delivered(
     coverage: Floats,
     lengths: Ints,
     starts: Ints,
     region: Ints,
     *,
-    has_empty_hours: bool,
+    empty: EmptyHours,
     ballots: Floats | None = None,
 ) -> Delivered:
     """Say which hours are closed, and which are not here in full.
@@ -239,10 +260,10 @@ def delivered(
     watermark = int(np.sort(greatest)[::-1][rank]) if size else -_FAR
     past = starts[:, None] + np.arange(hours)[None, :] + _WATERMARK_HOURS <= watermark
     is_closed = inside & (all_here[region] | past)
-    if not has_empty_hours:
-        is_empty = is_closed & (coverage == 0)
+    if not empty.are_published.all():
+        is_empty = is_closed & (coverage == 0) & ~empty.are_published[:, None]
         if ballots is not None:
-            is_empty &= _expected(ballots, coverage) < _LEAST_EXPECTED
+            is_empty &= _expected(ballots, coverage) < empty.least_expected[:, None]
         coverage = np.where(is_empty, 1.0, coverage)
     full = np.logical_and.accumulate((coverage >= _FULLY) | ~inside, axis=1)
     return Delivered(
@@ -284,6 +305,9 @@ def assemble(  # noqa: PLR0913 - a group has this many sides
         region_names=region[1],
         starts=np.array([spans[voting.id].start for voting in votings], np.int64),
         first_hour=first_hour,
+        zones={
+            number: ZoneInfo(voting.zone) for number, voting in enumerate(votings) if voting.zone
+        },
         counts=counts,
         is_provisional=here.is_provisional,
         coverage=here.coverage,

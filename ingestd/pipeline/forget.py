@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from ingestd.elections import Elections
 from ingestd.errors import CannotAmend
 from ingestd.job_state import DELIVERED, QUEUED, JobState
 from ingestd.models import FileProcessing
@@ -62,9 +63,11 @@ def forget(ingest: Ingest, job_id: uuid.UUID, note: Note) -> Forgotten:
         if job.status in DELIVERED:
             _let_others_count(amendment, job)
         if job.status == JobState.QUARANTINED:
-            alerts.note_forgotten_file(session, job, ingest.clock())
+            held = ingest.terms.alerts
+            alerts.note_forgotten_file(session, job, ingest.clock(), held)
         if constituency_id is not None:
-            _forget_names(session, constituency_id, [job, *duplicates])
+            known = ingest.terms.elections
+            _forget_names(session, constituency_id, [job, *duplicates], known)
     if constituency_id is not None:
         with database_at_work(), ingest.sessions.begin() as session:
             stats.drop_if_unused(session, constituency_id)
@@ -123,13 +126,17 @@ def _image(job: FileProcessing) -> dict[str, Any]:
 
 
 def _forget_names(
-    session: Session, constituency_id: uuid.UUID, forgotten: Sequence[FileProcessing]
+    session: Session,
+    constituency_id: uuid.UUID,
+    forgotten: Sequence[FileProcessing],
+    known: Elections,
 ) -> None:
     """Take back the names that only the forgotten files told."""
     told = {place.path for job in forgotten for place in _places(job)}
     if stats.named_by(session, constituency_id) in told:
         jobs = ledger.jobs_of(session, constituency_id)
-        stats.name_anew(session, constituency_id, (p for job in jobs for p in _places(job)))
+        places = [place for job in jobs for place in _places(job)]
+        stats.name_anew(session, constituency_id, places, known)
 
 
 def _places(job: FileProcessing) -> list[Place]:

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.db import Clock, is_postgresql
+from ingestd.elections import Elections
 from ingestd.errors import (
     FileChanged,
     FileRefused,
@@ -97,6 +98,7 @@ class Terms:
     archive: Path
     quarantine: Path
     alerts: Alerts = field(default_factory=Alerts)
+    elections: Elections = field(default_factory=Elections)
 
 
 @dataclass(slots=True)
@@ -157,6 +159,7 @@ class Ingest:
                     sessions=self.sessions,
                     limits=self.terms.read,
                     archive_to=self.terms.archive if self.terms.is_archiving else None,
+                    elections=self.terms.elections,
                     now=self.clock(),
                     on_step=self.on_step,
                 )
@@ -302,7 +305,9 @@ class Ingest:
             ledger.hold_numbers(session, {delivery.contract_id for _, delivery, _ in deliveries})
             for csv, delivery, places in deliveries:
                 if delivery.contract_id:
-                    stats.ensure_constituency(session, delivery.contract_id, places)
+                    stats.ensure_constituency(
+                        session, delivery.contract_id, places, self.terms.elections
+                    )
                 job = ledger.record(session, delivery, self.clock())
                 if job is None:
                     message = "the same bytes are being worked on under another name"
@@ -317,7 +322,7 @@ class Ingest:
             for asked in sorted(unopened):
                 job = session.get_one(FileProcessing, asked)
                 ledger.tell_by(session, job, recorded[0][1], self.clock())
-                alerts.note_refused_file(session, job, self.clock())
+                alerts.note_refused_file(session, job, self.clock(), self.terms.alerts)
                 recorded.append((None, job))
             self.on_step(Step.NOTED)
         self.on_step(Step.RECORDED)
@@ -612,7 +617,7 @@ class Ingest:
             file_id=None if is_replacing else file.id,
         )
         if job.attempt_counts is not None:  # it was refused once
-            alerts.note_refused_file(session, job, now)
+            alerts.note_refused_file(session, job, now, self.terms.alerts)
 
     @staticmethod
     def _replace_slotless(
@@ -713,7 +718,7 @@ class Ingest:
         ledger.quarantine(
             session, job, refusal, books=attempt.books, rejects=told, now=self.clock()
         )
-        alerts.note_refused_file(session, job, self.clock())
+        alerts.note_refused_file(session, job, self.clock(), self.terms.alerts)
         self.on_step(Step.QUARANTINED)
         log.warning(
             "file_quarantined",

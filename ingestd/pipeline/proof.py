@@ -9,8 +9,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -51,9 +52,10 @@ def proved(session: Session, facts: Facts, findings: Sequence[Finding]) -> list[
     if not findings:
         return []
     key = facts.constituency_id
-    contract = str(session.scalar(select(Constituency.contract_id).where(Constituency.id == key)))
+    whose = select(Constituency.contract_id, Constituency.timezone).where(Constituency.id == key)
+    contract, place = session.execute(whose).one()
     lines = _lines(session, contract, {tx for one in findings for tx in _ids(one)})
-    zone = zone_of(facts.rolled_up.facts.get("voting_start"))
+    zone = zone_of(place, facts.rolled_up.facts.get("voting_start"))
     files = {file.slot: file for file in facts.files}
     proof = []
     for finding in findings:
@@ -128,7 +130,7 @@ def proved_by_files(  # noqa: PLR0913 - the parts of the evidence
     *,
     slots: Sequence[str],
     shift: timedelta | None,
-    zone: timedelta | None,
+    zone: tzinfo | None,
     files: list[dict[str, Any]],
     coverage: float,
 ) -> Finding:
@@ -171,16 +173,21 @@ def _ids(finding: Finding) -> list[str]:
     return list(finding.details.get("tx_ids", ()))[:MOST_LISTED]
 
 
-def zone_of(voting_start: datetime | None) -> timedelta | None:
-    """How far local time is ahead of UTC: votings open at 08:00 local time.
+def zone_of(
+    name: str | None, voting_start: datetime | None, opens: timedelta = _OPENS
+) -> tzinfo | None:
+    """The zone of a constituency: that of the settings, else votings open at 08:00 local time.
 
     Source: docs/format.md, sizes.
     """
+    if name:
+        return ZoneInfo(name)
     if voting_start is None:
         return None
-    clock = timedelta(hours=voting_start.hour, minutes=voting_start.minute)
-    ahead = (_OPENS - clock) % _DAY
-    return ahead if ahead <= _EASTERNMOST else ahead - _DAY
+    start = voting_start.astimezone(UTC)
+    clock = timedelta(hours=start.hour, minutes=start.minute)
+    ahead = (opens - clock) % _DAY
+    return timezone(ahead if ahead <= _EASTERNMOST else ahead - _DAY)
 
 
 def _span(
@@ -199,14 +206,15 @@ def _span(
     return None
 
 
-def _told_window(span: tuple[datetime, datetime], zone: timedelta | None) -> dict[str, Any]:
-    local = None
+def _told_window(span: tuple[datetime, datetime], zone: tzinfo | None) -> dict[str, Any]:
+    local = ahead = None
     if zone is not None:
-        local = [f"{moment + zone:%Y-%m-%d %H:%M}" for moment in span]
+        local = [f"{moment.astimezone(zone):%Y-%m-%d %H:%M}" for moment in span]
+        ahead = (span[0].astimezone(zone).utcoffset() or timedelta(0)) / timedelta(hours=1)
     return {
         "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in span],
         "local": local,
-        "local_ahead_hours": None if zone is None else zone / timedelta(hours=1),
+        "local_ahead_hours": ahead,
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 from sqlalchemy import (
@@ -31,6 +32,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
+from ingestd.elections import Elections
 from ingestd.models import (
     Alert,
     Constituency,
@@ -78,6 +80,7 @@ _COUNTS = (
     "transaction_count",
 )
 _YEARS = range(MINYEAR + 1, MAXYEAR)
+_NOTHING_KNOWN = Elections()
 _PROTOCOL = ("createContract", "startVoting", "finishVoting", "results")
 hourly = table_of(HourlyStats)
 ledgered = table_of(FileProcessing)
@@ -97,23 +100,35 @@ def constituency_id_of(contract_id: str) -> uuid.UUID:
     return uuid.uuid5(_NAMES, f"contract|{contract_id}")
 
 
-def ensure_constituency(session: Session, contract_id: str, places: Iterable[Place]) -> uuid.UUID:
+def ensure_constituency(
+    session: Session,
+    contract_id: str,
+    places: Iterable[Place],
+    known: Elections = _NOTHING_KNOWN,
+) -> uuid.UUID:
     """Create a constituency when it is first seen; complete its names when a path tells them.
 
-    Where several paths tell, the smallest in sort order wins.
+    Where several paths tell, the smallest in sort order wins; what is `known` of elections wins
+    over all of them.
     """
     key = constituency_id_of(contract_id)
     constituency = session.get(Constituency, key)
     if constituency is None:
         insert_missing(session, table_of(Constituency), [{"id": key, "contract_id": contract_id}])
         constituency = session.get_one(Constituency, key)
+        if contract_id in known.contracts:
+            _name(session, constituency, None, known)
     for place in places:
         if constituency.named_by is None or place.path < constituency.named_by:
-            _name(session, constituency, place)
+            _name(session, constituency, place, known)
     return key
 
 
-def ensure_constituencies(session: Session, places: Mapping[str, Sequence[Place]]) -> None:
+def ensure_constituencies(
+    session: Session,
+    places: Mapping[str, Sequence[Place]],
+    known: Elections = _NOTHING_KNOWN,
+) -> None:
     """Do the same for many contracts; one question says that there is nothing to do for most."""
     keys = {constituency_id_of(contract_id): contract_id for contract_id in places}
     named = select(Constituency.id, Constituency.named_by).where(Constituency.id.in_(keys))
@@ -124,15 +139,19 @@ def ensure_constituencies(session: Session, places: Mapping[str, Sequence[Place]
         named_by = here.get(key)
         tells_more = any(named_by is None or place.path < named_by for place in told)
         if key not in here or tells_more:
-            ensure_constituency(session, keys[key], told)
+            ensure_constituency(session, keys[key], told, known)
 
 
 _DUE = insert(table_of(EvaluationDue))
 
 
-def mark_due(session: Session, constituency_id: uuid.UUID) -> None:
-    """Let the evaluator know, in the same commit, that a constituency's peers must be looked at."""
-    session.connection().execute(_DUE, {"id": uuid.uuid4(), "constituency_id": constituency_id})
+def mark_due(session: Session, constituency_id: uuid.UUID, *, is_anew: bool = False) -> None:
+    """Let the evaluator know, in the same commit, that a constituency's peers must be looked at.
+
+    `is_anew`: what its own rules are held to has changed, so they look at all of it again.
+    """
+    mark = {"id": uuid.uuid4(), "constituency_id": constituency_id, "is_anew": is_anew}
+    session.connection().execute(_DUE, mark)
 
 
 def has_due(session: Session) -> bool:
@@ -145,18 +164,45 @@ def number_due(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(EvaluationDue)) or 0
 
 
-def _name(session: Session, constituency: Constituency, place: Place | None) -> None:
-    mark_due(session, constituency.id)
+def _name(
+    session: Session, constituency: Constituency, place: Place | None, known: Elections
+) -> None:
     constituency.named_by = place.path if place else None
     constituency.region_code = place.region_code if place else None
     constituency.region_name = place.region_name if place else None
     constituency.name = place.constituency if place else None
+    former = constituency.election_id, constituency.timezone
+    told = place.election if place else None
+    move_to(session, constituency, known.contracts.get(constituency.contract_id, told), known)
+    # What was judged before belonged elsewhere, where other thresholds may hold.
+    has_moved = former != (constituency.election_id, constituency.timezone)
+    had_rows = constituency.last_activity is not None
+    mark_due(session, constituency.id, is_anew=has_moved and had_rows)
+
+
+def describe(election: Election, known: Elections) -> None:
+    """Let an election be what a person says of it."""
+    told = known.get(election.name)
+    election.type = told.type if told else None
+    election.country = told.country if told else None
+    election.timezone = told.timezone if told else None
+    election.start_date = told.moment(told.starts) if told else None
+    election.end_date = told.moment(told.ends) if told else None
+
+
+def move_to(
+    session: Session, constituency: Constituency, name: str | None, known: Elections
+) -> None:
+    """Let a constituency belong to the election of this name; one that nobody needs goes."""
     former = constituency.election_id
     constituency.election_id = None
-    if place and place.election:
-        key = uuid.uuid5(_NAMES, f"election|{place.election}")
+    constituency.timezone = known.zone_of(name, constituency.region_code)
+    if name:
+        key = uuid.uuid5(_NAMES, f"election|{name}")
         if session.get(Election, key) is None:
-            insert_missing(session, table_of(Election), [{"id": key, "name": place.election}])
+            insert_missing(session, table_of(Election), [{"id": key, "name": name}])
+            if known.get(name):
+                describe(session.get_one(Election, key), known)
         constituency.election_id = key
     session.flush()
     if former and former != constituency.election_id:
@@ -172,10 +218,16 @@ def named_by(session: Session, constituency_id: uuid.UUID) -> str | None:
     return session.scalar(select(Constituency.named_by).where(Constituency.id == constituency_id))
 
 
-def name_anew(session: Session, constituency_id: uuid.UUID, places: Iterable[Place]) -> None:
+def name_anew(
+    session: Session,
+    constituency_id: uuid.UUID,
+    places: Iterable[Place],
+    known: Elections = _NOTHING_KNOWN,
+) -> None:
     """Forget the names of a constituency, and take those that `places` tell."""
     constituency = session.get_one(Constituency, constituency_id)
-    _name(session, constituency, min(places, key=lambda place: place.path, default=None))
+    place = min(places, key=lambda place: place.path, default=None)
+    _name(session, constituency, place, known)
 
 
 def drop_if_unused(session: Session, constituency_id: uuid.UUID) -> None:
@@ -186,7 +238,7 @@ def drop_if_unused(session: Session, constituency_id: uuid.UUID) -> None:
             return
     constituency = session.get(Constituency, constituency_id)
     if constituency is not None:
-        _name(session, constituency, None)
+        _name(session, constituency, None, _NOTHING_KNOWN)
         session.execute(delete(HourlyStats).where(HourlyStats.constituency_id == constituency_id))
         session.delete(constituency)
 
@@ -536,12 +588,11 @@ def _total(
     bulletins = sums["bulletins_issued"]
     (here,) = _EDGES.all(session, {"constituency": constituency_id})
     has_ballots = bulletins + sums["votes_cast"] > 0
-    if has_operations:
+    is_first = here.status == "inactive" and has_ballots
+    if has_operations or is_first:
         told = protocol_facts(session, constituency_id, has_ballots=has_ballots)
     else:
-        is_first = here.status == "inactive" and has_ballots
         told = {name: getattr(here, name) for name in _TOLD}
-        told["status"] = "active" if is_first else here.status
     facts = {
         "bulletins_issued": bulletins,
         "votes_cast": sums["votes_cast"],
@@ -615,7 +666,33 @@ def protocol_facts(
     rows = session.execute(_PROTOCOL_ROWS, {"constituency": constituency_id}).all()
     for row in sorted(rows, key=lambda row: (row.timestamp, row.tx_id)):
         facts |= facts_of(row)
+    if has_ballots and None in (facts["voting_start"], facts["voting_end"]):
+        for name, moment in planned_voting(session, constituency_id).items():
+            facts[name] = facts[name] or moment
     return facts
+
+
+_PLANNED = (
+    select(Election.start_date, Election.end_date, Election.timezone, Constituency.timezone)
+    .join(Constituency, Constituency.election_id == Election.id)
+    .where(Constituency.id == bindparam("constituency"))
+)
+
+
+def planned_voting(session: Session, constituency_id: uuid.UUID) -> dict[str, datetime | None]:
+    """When the settings say that the voting is, by the clock of the constituency's own zone."""
+    row = session.execute(_PLANNED, {"constituency": constituency_id}).one_or_none()
+    if row is None:
+        return {}
+    start, end, zone, own = row
+    return {"voting_start": _moved(start, zone, own), "voting_end": _moved(end, zone, own)}
+
+
+def _moved(moment: datetime | None, zone: str | None, own: str | None) -> datetime | None:
+    """The moment at which the clock of another zone says the same."""
+    if moment is None or zone is None or own in (None, zone):
+        return moment
+    return moment.astimezone(ZoneInfo(zone)).replace(tzinfo=ZoneInfo(str(own))).astimezone(UTC)
 
 
 def facts_of(row: AnyRow) -> dict[str, Any]:

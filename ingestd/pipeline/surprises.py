@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from ingestd.pipeline.peers import (
     likely,
 )
 from ingestd.pipeline.rules import MOST_LISTED, RULESET, Finding, Severity
+from ingestd.pipeline.rules.base import many as number_of
 
 RULES = (
     "night_surge",
@@ -68,13 +70,16 @@ class Group:
     coverage: Floats
     elections: Sequence[str]
     limits: Mapping[str, Floats]  # thresholds by constituency
+    zones: Mapping[int, ZoneInfo] = field(default_factory=dict)  # where the settings name one
 
     def utc(self, one: int, hour: int) -> datetime:
         """When an hour of vote begins."""
         return datetime.fromtimestamp((int(self.starts[one]) + hour) * 3600, UTC)
 
     def local(self, one: int, hour: int) -> datetime:
-        """The same by the clock of the place, which opens at `first_hour`."""
+        """The same by the clock of the place; of an unknown zone, it opens at `first_hour`."""
+        if known := self.zones.get(one):
+            return self.utc(one, hour).astimezone(known)
         offset = (self.first_hour - int(self.starts[one])) % _DAY
         zone = timezone(timedelta(hours=offset - _DAY if offset > _DAY * 5 // 8 else offset))
         return self.utc(one, hour).astimezone(zone)
@@ -83,6 +88,28 @@ class Group:
         """How many others of the region are known in an hour."""
         mine = self.fleet.region == self.fleet.region[one]
         return int((mine & self.fleet.known[:, hour]).sum()) - 1
+
+    def compared_with(self, one: int, hour: int) -> str:
+        """Who the peers are, in words: those of the region, of a pool of small ones, or all."""
+        number = self.peers(one, hour)
+        if number < 1:
+            others = int(self.fleet.known[:, hour].sum()) - 1
+            return f"{number_of(others, 'constituency', 'constituencies')} of other regions"
+        if self.region_names[self.fleet.region[one]]:
+            return f"{number_of(number, 'peer')} in the region"
+        return f"{number_of(number, 'peer')} in small regions that opened in the same hour"
+
+    def where(self, one: int) -> str:
+        """Where the peers are, for a share of theirs."""
+        is_region = self.region_names[self.fleet.region[one]]
+        return "in its region" if is_region else "among its peers"
+
+    def clock_hours(self) -> Ints:
+        """The local hour of the clock by constituency and hour of vote."""
+        opens = np.full(len(self.starts), self.first_hour, np.int64)
+        for one in self.zones:
+            opens[one] = self.local(one, 0).hour
+        return np.asarray((opens[:, None] + np.arange(self.fleet.known.shape[1])) % _DAY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +222,7 @@ def spikes(group: Group, figures: Figures) -> Iterator[Surprise]:
     max(20, 1 % of the roll) above. Bulletins and votes are two series of one alert.
     """
     limits = group.limits
-    is_night = np.isin((group.first_hour + np.arange(len(figures.enough))) % _DAY, _NIGHT)
+    is_night = np.isin(group.clock_hours(), _NIGHT)
     critical = np.maximum(_CRITICAL_BALLOTS, _CRITICAL_SHARE * group.fleet.roll)[:, None]
     for rule, hours in (("unusual_spike", ~is_night), ("night_surge", is_night)):
         flags: dict[Series, Flags] = {}
@@ -207,7 +234,7 @@ def spikes(group: Group, figures: Figures) -> Iterator[Surprise]:
             flags[name] = (
                 (z >= (limits["spike_z"] + more)[:, None])
                 & (above >= limits["least_off"][:, None])
-                & hours[None, :]
+                & hours
             )
             sure = (z >= limits["spike_z_critical"][:, None]) & (above >= critical)
             worst |= flags[name] & sure
@@ -311,8 +338,8 @@ def _episode(  # noqa: PLR0913 - one alert has this many sides
         severity=severity,
         title=f"Unusually {what}: {seen} {name} at {_span(group, one, hour, hour)}",
         description=(
-            f"At {_span(group, one, hour, hour)} local, {seen} {_VERB[name]}; its "
-            f"{group.peers(one, hour)} peers in the region make {low} to {high} likely. "
+            f"At {_span(group, one, hour, hour)} local, {seen} {_VERB[name]}; "
+            f"{_its(group.compared_with(one, hour))} make {low} to {high} likely. "
             f"By chance: {in_words(chance_of(z))} of such hours." + _lasted(hours)
         ),
         causes=_CAUSES[rule],
@@ -510,11 +537,11 @@ def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
                 int(one),
                 hour,
                 "turnout",
-                title=f"Turnout of {share:.1%}, {median[one]:.1%} in its region",
+                title=f"Turnout of {share:.1%}, {median[one]:.1%} {group.where(one)}",
                 description=(
                     f"Up to {_clock(group, one, hour + 1)} local, bulletins were issued to "
-                    f"{share:.1%} of the roll; half of its {group.peers(one, hour)} peers in the "
-                    f"region are below {median[one]:.1%}. "
+                    f"{share:.1%} of the roll; half of "
+                    f"{_its(group.compared_with(one, hour))} are below {median[one]:.1%}. "
                     f"By chance: {in_words(float(chance[one]))} of such constituencies."
                 ),
                 figures={
@@ -744,7 +771,7 @@ def _refused(group: Group, one: int, run: list[int], told: _Refused, line: Float
         title=f"{number} of {of} {told.said} rejected in an hour",
         description=(
             f"At {_span(group, one, hour, hour)} local, {number} of {of} {told.said} were "
-            f"rejected; in its region {told.usual[hour]:.1%} is usual." + _lasted(run)
+            f"rejected; {group.where(one)} {told.usual[hour]:.1%} is usual." + _lasted(run)
         ),
         causes=_CAUSES["rejected_share"],
         figures={
@@ -876,6 +903,11 @@ def _finding(  # noqa: PLR0913 - one alert has this many sides
         detected_at=group.utc(one, last + 1),
         weight=weight,
     )
+
+
+def _its(peers: str) -> str:
+    """`its 41 peers in the region`, but not `its 60 constituencies of other regions`."""
+    return f"its {peers}" if " peer" in peers else peers
 
 
 def _iso(moment: datetime) -> str:

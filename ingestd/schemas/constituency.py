@@ -41,6 +41,7 @@ class ConstituencyResponse(ConstituencyBase, Stamped):
     contract_id: str
     named_by: str | None
     status: str
+    timezone: str | None
     registered_voters: int | None
     bulletins_issued: int
     votes_cast: int

@@ -41,6 +41,8 @@ class HourlyStatsResponse(HourlyStatsBase, Outgoing):
     coverage: Measure
     bulletin_velocity: Measure
     vote_velocity: Measure
+    bulletin_velocity_ewma: Measure
+    vote_velocity_ewma: Measure
     cumulative_bulletins: int
     cumulative_votes: int
     expected_bulletins: Measure

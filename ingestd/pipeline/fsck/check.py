@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -26,12 +27,16 @@ from ingestd.pipeline.found import label_of
 from ingestd.pipeline.fsck import folders
 from ingestd.pipeline.fsck.counts import check_alerts, check_counts
 from ingestd.pipeline.fsck.difference import Difference, Mend
+from ingestd.pipeline.fsck.evaluation import check_evaluation
 from ingestd.pipeline.fsck.jobs import all_jobs, check_held, check_jobs
 from ingestd.pipeline.fsck.lines import check_bytes, check_lines, place_of
 from ingestd.pipeline.fsck.rows import Counted, Walk
 from ingestd.pipeline.ingest import Terms
 from ingestd.pipeline.prune import pruned_jobs
 from ingestd.pipeline.validate import constituency_prefix
+
+if TYPE_CHECKING:
+    from ingestd.pipeline.evaluator import Thresholds
 
 _LAST_KEY = (1 << 128) - 1
 _FRESH_SECONDS = 60.0
@@ -71,6 +76,8 @@ class Fsck:
     places: Places
     owner: str
     clock: Clock
+    # How hours are judged, and by which settings; None leaves that out.
+    judged_by: tuple[Thresholds, str] | None = None
     is_quick: bool = False
     patience_seconds: float = 2.0
     on_progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None
@@ -223,6 +230,8 @@ class Fsck:
         yield from self._nobodys(contracts, begin, _LAST_KEY)
         with self.sessions.begin() as session:
             yield from check_alerts(session, None, None, "no constituency", self.terms.alerts)
+            if self.judged_by is not None:
+                yield from check_evaluation(session, contracts, *self.judged_by)
 
     def _nobodys(
         self, contracts: dict[uuid.UUID, str], low: int, high: int

@@ -16,6 +16,7 @@ class Mend(StrEnum):
     REASON = "write the reason file again"
     REREAD = "read the file's bytes again"
     RECOUNT = "count the constituency anew"
+    EVALUATE = "let the evaluator judge it again"
     ALERTS = "let the rules say what holds"
 
 
@@ -77,6 +78,7 @@ HINTS = {
     "hour_wrong": _REPAIR,
     "slot_wrong": _REPAIR,
     "total_wrong": _REPAIR,
+    "evaluation_wrong": _REPAIR,
     "alert_missing": _REPAIR,
     "alert_stray": _REPAIR,
     "alert_altered": _REPAIR,

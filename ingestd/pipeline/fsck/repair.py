@@ -67,6 +67,7 @@ class Plan:
     transactions: set[uuid.UUID] = field(default_factory=set)
     constituencies: set[uuid.UUID] = field(default_factory=set)
     alerts: set[uuid.UUID | None] = field(default_factory=set)
+    evaluated: set[uuid.UUID | None] = field(default_factory=set)
 
     def add(self, difference: Difference) -> None:
         """Take one difference in."""
@@ -80,6 +81,8 @@ class Plan:
                 self.constituencies.add(difference.constituency_id)
             case Mend.ALERTS:
                 self.alerts.add(difference.constituency_id)
+            case Mend.EVALUATE:
+                self.evaluated.add(difference.constituency_id)
             case mend:
                 for job_id in difference.job_ids:
                     self.by_mend[mend][job_id] = difference
@@ -109,6 +112,8 @@ class Repair:
             self._count_anew(constituency_id)
         for whose in sorted(plan.alerts | plan.constituencies, key=str):
             self._settle(whose)
+        if plan.evaluated:
+            self._judge(plan.evaluated)
         return self.outcome
 
     # ── jobs ──────────────────────────────────────────────────────────────
@@ -347,6 +352,18 @@ class Repair:
             after = stats.totals_of(session, constituency_id)
             self.note(session, "fsck_recount", str(constituency_id), before=before, after=after)
         self.outcome.mended.append(f"constituency {constituency_id}: counted anew")
+
+    def _judge(self, whose: set[uuid.UUID | None]) -> None:
+        """Leave marks for the evaluator, which holds everything against everything."""
+        with database_at_work(), self.ingest.sessions.begin() as session:
+            marked = sorted(one for one in whose if one is not None)
+            if not marked:
+                marked = list(session.scalars(select(Constituency.id).limit(1)))
+            for one in marked:
+                stats.mark_due(session, one)
+            told = {"constituencies": [str(one) for one in marked]}
+            self.note(session, "fsck_evaluate", "-", before=None, after=told)
+        self.outcome.mended.append("evaluation: `ingestd run` or `once` does it again")
 
     def _settle(self, constituency_id: uuid.UUID | None) -> None:
         """Let the alerts say what the rules find, and write down which were open."""
