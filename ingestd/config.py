@@ -8,6 +8,7 @@ by hand sees nothing but its arguments.
 import difflib
 import json
 import os
+import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -288,6 +289,9 @@ class Keep(BaseModel):
         "one holds every row: duplicates, and publications that a later one repeats whole. 0 "
         "means never. Jobs, rows, rejects, alerts and all other files are kept for ever.",
     )
+    notices_days: int = Field(
+        default=90, ge=1, description="So long it is kept to whom an alert was told, and when."
+    )
 
 
 class Limits(BaseModel):
@@ -439,6 +443,87 @@ class Statistics(BaseModel):
         return self
 
 
+_CHANNEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_CHANNEL_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+
+
+def _known_channels(channels: dict[str, str]) -> dict[str, str]:
+    """The channels; what is wrong with one is said without its URL, which holds secrets."""
+    for name, url in channels.items():
+        if not _CHANNEL_NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: a channel's name has letters, digits, dots, _ and - only")
+        if not _CHANNEL_URL.fullmatch(url):
+            raise ValueError(f"{name}: must be a URL, such as https://host/hook or mailtos://…")
+    return channels
+
+
+class Notify(BaseModel):
+    """Whom to tell of alerts, and of a daemon that is unhealthy.
+
+    Channels are named below [notify.channels], or in the file of channels_file: duty =
+    "https://example.org/hook" gets JSON by POST; any other URL (mailtos://, tgram://, …) goes
+    through apprise, which must be there: pip install 'ingestd[notify]'. See docs/operating.md.
+    """
+
+    model_config = _SECTION
+
+    channels: Annotated[dict[str, str], AfterValidator(_known_channels)] = Field(
+        default={},
+        repr=False,  # hold passwords and tokens
+        description='Where to: [notify.channels] and below it duty = "https://example.org/hook".',
+    )
+    channels_file: Path | None = Field(
+        default=None,
+        description='A file with more channels, one on a line: duty = "mailtos://user:word@host". '
+        "Passwords and tokens are better kept there than here.",
+    )
+    webhook_secret_file: Path | None = Field(
+        default=None,
+        description="A file with nothing but a secret: webhooks are signed with it (HMAC-SHA-256).",
+    )
+    at_once: Literal["critical", "warning", "info", "nothing"] = Field(
+        default="critical", description="The least severity of alerts that are told at once."
+    )
+    digest: Literal["critical", "warning", "info", "nothing"] = Field(
+        default="warning",
+        description="The least severity of alerts that are told in a digest; nothing means that "
+        "there is none.",
+    )
+    digest_minutes: FiniteFloat = Field(
+        default=60, ge=0, description="A digest gathers what there is for so long."
+    )
+    gather_seconds: FiniteFloat = Field(
+        default=30,
+        ge=0,
+        description="At once means after so long: alerts come in crowds, and some clear "
+        "themselves when the next file is read.",
+    )
+    cleared: bool = Field(
+        default=False, description="Tell, in the digest, also when such an alert cleared itself."
+    )
+    troubles: bool = Field(
+        default=True,
+        description="Tell when the daemon is unhealthy: database or inbox away, disk full, …",
+    )
+    trouble_seconds: FiniteFloat = Field(
+        default=60, ge=0, description="What is over within this time is not worth a message."
+    )
+    most_per_hour: int = Field(
+        default=20,
+        ge=1,
+        description="Messages by each channel; beyond that, what waits becomes one message.",
+    )
+    timeout_seconds: FiniteFloat = Field(
+        default=15, gt=0, le=300, description="How long one message may take to be sent."
+    )
+    give_up_hours: FiniteFloat = Field(
+        default=72,
+        gt=0,
+        description="A message that could not be sent for so long is given up; `ingestd notify "
+        "retry` tries it again.",
+    )
+
+
 class Log(BaseModel):
     """What is said on standard error."""
 
@@ -514,6 +599,7 @@ class Settings(BaseSettings):
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
     elections: Elections = Elections()
+    notify: Notify = Notify()
     log: Log = Log()
 
     @property
@@ -545,6 +631,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "alerts": Alerts,
     "metrics": Metrics,
     "elections": Elections,
+    "notify": Notify,
     "log": Log,
 }
 
@@ -568,14 +655,14 @@ def load_settings(path: Path | None = None, **overrides: object) -> Settings:
     if strangers := [line for place in places for line in place.strangers()]:
         raise ConfigError("\n".join(strangers))
     try:
-        return _with_password(Settings.model_validate(_merged(places)))
+        return _with_channels(_with_password(Settings.model_validate(_merged(places))))
     except ValidationError as error:
         lines = [_in_plain_words(details, places) for details in error.errors()]
     # Outside the handler: Pydantic's own text, chained to ours, may show a password.
     raise ConfigError("\n".join(lines))
 
 
-_MOST_PASSWORD_BYTES = 4096
+_MOST_SECRET_BYTES = 65_536
 
 
 def _with_password(settings: Settings) -> Settings:
@@ -587,21 +674,66 @@ def _with_password(settings: Settings) -> Settings:
         raise ConfigError("database.password_file: only a postgresql:// url has a password")
     if url.password:
         raise ConfigError("database.password_file: the url has a password already; keep one")
-    try:
-        with file.open("rb") as stream:
-            password = stream.read(_MOST_PASSWORD_BYTES).decode().rstrip("\r\n")
-    except OSError as error:
-        # Not `…password: …`: what follows would be hidden like a password.
-        raise ConfigError(
-            f"database.password_file: {file} cannot be read: {error.strerror}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"database.password_file: {file} is not UTF-8") from error
-    if not password or "\n" in password:
-        raise ConfigError(f"database.password_file: {file} must hold one line, the password")
+    password = _one_line("database.password_file", file, "the password")
     whole = url.set(password=password).render_as_string(hide_password=False)
     database = settings.database.model_copy(update={"url": whole})
     return settings.model_copy(update={"database": database})
+
+
+def _one_line(setting: str, file: Path, what: str) -> str:
+    """The only line of a file with a secret; an error names the setting and the file alone."""
+    line = _secret_text(setting, file).rstrip("\r\n")
+    if not line or "\n" in line:
+        raise ConfigError(f"{setting}: {file} must hold one line, {what}")
+    return line
+
+
+def _secret_text(setting: str, file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(_MOST_SECRET_BYTES).decode()
+    except OSError as error:
+        # Not `…password: …`: what follows would be hidden like a password.
+        raise ConfigError(f"{setting}: {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{setting}: {file} is not UTF-8") from error
+
+
+def _with_channels(settings: Settings) -> Settings:
+    """The settings with the channels that a file holds; never in a message."""
+    file = settings.notify.channels_file
+    if file is None:
+        return settings
+    known = settings.notify.channels
+    text = _secret_text("notify.channels_file", file)
+    try:
+        more = _channels_in(text, known)
+    except ValueError as error:
+        told = str(error)
+    else:
+        notify = settings.notify.model_copy(update={"channels": {**known, **more}})
+        return settings.model_copy(update={"notify": notify})
+    raise ConfigError(f"notify.channels_file: {file}: {told}")
+
+
+def _channels_in(text: str, known: Mapping[str, str]) -> dict[str, str]:
+    """The channels of a file. Raises ValueError, in words that show no URL."""
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f'a line must be like duty = "https://…": {error}') from None
+    for name, url in found.items():
+        if not isinstance(url, str):
+            raise ValueError(f'{name}: must be a URL in quotes: duty = "https://…"')  # noqa: TRY004 - of a file, not of an argument
+        if name in known:
+            raise ValueError(f"{name} is a channel of the configuration, too; keep one")
+    return _known_channels(found)
+
+
+def webhook_secret(notify: Notify) -> str | None:
+    """What webhooks are signed with, where that is wanted. Raises ConfigError."""
+    file = notify.webhook_secret_file
+    return None if file is None else _one_line("notify.webhook_secret_file", file, "the secret")
 
 
 def redacted_url(url: str) -> str:
@@ -853,6 +985,8 @@ def _in_plain_words(details: ErrorDetails, places: list[Place]) -> str:
     if not key:
         return f"{place.spell(section)}: {rule}"
     shown = redacted_url(str(details["input"])) if key == "url" else repr(details["input"])
+    if (section, key) == ("notify", "channels"):
+        shown = "***"
     inner = "".join(f".{part}" for part in details["loc"][2:])
     return f"{place.spell(section, key)}{inner} = {shown}: {rule}"
 

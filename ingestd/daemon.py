@@ -27,7 +27,7 @@ from ingestd.db import make_sessions
 from ingestd.errors import ManifestNotMet, NotPutAway, StopRequested, StorageFault
 from ingestd.log import chosen
 from ingestd.metrics import Figures
-from ingestd.pipeline import archive, ledger, obstacles, stats, trial
+from ingestd.pipeline import archive, ledger, obstacles, outbox, stats, trial
 from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.events import Watcher
 from ingestd.pipeline.evidence import Claim, Manifests, is_marker
@@ -49,6 +49,9 @@ from ingestd.port import TEXT, Page, Port, verdict
 from ingestd.standing import Standing
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 from ingestd.systemd import Systemd
+from ingestd.telling.channels import channels_of
+from ingestd.telling.sender import wanted_of
+from ingestd.telling.teller import send_what_waits, telling
 from ingestd.transient import database_at_work
 
 if TYPE_CHECKING:
@@ -140,6 +143,7 @@ def terms_of(settings: Settings, *, is_archiving: bool) -> Terms:
         quarantine=settings.watch.quarantine,
         alerts=settings.held,
         elections=settings.elections,
+        notices=wanted_of(settings.notify),
     )
 
 
@@ -152,9 +156,10 @@ def make_ingest(
     on_step: Callable[[Step], None] = lambda _step: None,
 ) -> Ingest:
     """Put an `Ingest` together for these settings."""
+    terms = terms_of(settings, is_archiving=is_archiving)
     return Ingest(
-        sessions=make_sessions(engine),
-        terms=terms_of(settings, is_archiving=is_archiving),
+        sessions=outbox.telling(make_sessions(engine), terms.notices),
+        terms=terms,
         clock=utc_now,
         owner=ledger.owner_name(),
         should_stop=should_stop,
@@ -339,9 +344,19 @@ def once(
             run_once.evaluate()
         finally:
             engine.dispose()
+        if not stop.is_set():
+            _tell_people(settings)
         summary.stopped_by = stop.signal if summary.waiting else None
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _tell_people(settings: Settings) -> None:
+    """Send what this run found; what could not be sent goes with the next one."""
+    try:
+        send_what_waits(settings)
+    except (ConfigError, StorageFault) as error:
+        log.warning("notices_put_off", error=str(error), until="the next run")
 
 
 class _Once:
@@ -1011,7 +1026,9 @@ def run(
             _note_short_watchdog(settings, audience.systemd)
             port.listen_at(settings.metrics.listen)
             audience.figures.volumes.folders = _volumes(settings)
-            if not _serve(settings, stop, hung_up, audience, port):
+            with telling(settings):
+                is_done = _serve(settings, stop, hung_up, audience, port)
+            if not is_done:
                 return GAVE_UP
             if hung_up.is_set() and not stop.is_set():
                 hung_up.clear()
@@ -1026,6 +1043,7 @@ def _reloaded(
     try:
         fresh = reload()
         _make_folders(fresh, made)
+        channels_of(fresh.notify)
     except ConfigError as error:
         log.error("configuration_refused", error=str(error), kept="the old one")  # noqa: TRY400 - no traceback for a typing mistake
         standing.complaint = str(error)

@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -35,6 +36,25 @@ _SECRET_KEY = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
 
 
 _chosen: list[tuple[Level, Format]] = []
+
+Listener = Callable[[str, Mapping[str, object]], None]
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def overheard(listener: Listener) -> Iterator[None]:
+    """Tell a listener every event of ours, whatever its level, for the time of the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def _overhear(_logger: object, _name: str, event: EventDict) -> EventDict:
+    for listener in tuple(_listeners):
+        listener(str(event.get("event")), event)
+    return event
 
 
 def chosen() -> tuple[Level, Format]:
@@ -82,6 +102,7 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[
+            _overhear,
             structlog.stdlib.filter_by_level,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,

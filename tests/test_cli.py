@@ -29,6 +29,7 @@ from ingestd.config import load_settings
 from ingestd.db import make_engine, make_sessions
 from ingestd.simulate import Plan, Truth, simulate
 from tests.conftest import DATABASES, PostgreSQL, Voting, csv_of
+from tests.hook import hook_server
 
 PLAN = Plan(
     constituencies=3,
@@ -49,6 +50,7 @@ COMMANDS = [
     "simulate",
     *("db upgrade", "db downgrade", "db current", "db check", "db copy", "db grant-reader"),
     *("backup", "restore", "prune"),
+    *("notify", "notify status", "notify test", "notify list", "notify send", "notify retry"),
     *("unit install", "unit print", "unit uninstall"),
 ]
 
@@ -984,3 +986,51 @@ def test_a_cell_is_no_formula_for_a_spreadsheet(capsys: pytest.CaptureFixture[st
     screen.print_csv(("a", "b"), [("=HYPERLINK()", -1)])
 
     assert capsys.readouterr().out == "a,b\n'=HYPERLINK(),-1\n"
+
+
+# Notices ------------------------------------------------------------------------------------
+
+
+def test_notify_tries_shows_and_sends(
+    on_database: Ingestd, folder: Path, voting: Voting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each channel by itself, with an exit status that a script can use, and no URL anywhere."""
+    said = []
+
+    def ingestd(*arguments: str) -> Answer:
+        answer = on_database("notify", *arguments)
+        said.append(answer.out + answer.err)
+        return answer
+
+    with hook_server() as hook:
+        channels = {"duty": hook.url, "closed": "http://127.0.0.1:1/SECRET-TOKEN"}
+        monkeypatch.setenv("INGESTD_NOTIFY__CHANNELS", json.dumps(channels))
+        monkeypatch.setenv("INGESTD_NOTIFY__GATHER_SECONDS", "0")
+        tried = ingestd("test", "--json")
+        assert [(False, "Connection refused"), (True, None)] == [
+            (each["is_sent"], each["error"]) for each in tried.json["channels"]
+        ]
+        assert [1, 0, 2] == [
+            answer.status for answer in (tried, ingestd("test", "duty"), ingestd("test", "nobody"))
+        ]
+        assert [True, True] == [each.json["is_test"] for each in hook.posted]
+        (folder / voting.name(8)).write_bytes(csv_of(["torn"] * 50))
+        on_database("once", voting.name(8))
+    closed, duty = ingestd("status", "--json").json["channels"]
+    assert (1, 0, "Connection refused") == (closed["waiting"], closed["sent"], closed["error"])
+    assert (0, 1, None) == (duty["waiting"], duty["sent"], duty["error"])
+    listed = ingestd("list", "--status", "waiting", "--json").json
+    assert (1, "closed") == (listed["total"], listed["items"][0]["channel"])
+    assert "opened: " in ingestd("list").out
+    assert 2 == ingestd("list", "--status", "odd").status
+    assert {"notices": 0} == ingestd("retry", "--json").json
+    # Whether it goes at once or waits for its next try: the port is still closed.
+    assert {"messages": 0} == ingestd("send", "--json").json
+    assert "SECRET-TOKEN" not in "".join(said)
+
+
+def test_without_a_channel_it_is_said_how_to_name_one(filled: Ingestd) -> None:
+    """A test of nothing must not look like one that went well."""
+    answer = filled("notify", "test")
+    assert (2, True) == (answer.status, "[notify.channels]" in answer.err)
+    assert "nobody is told" in filled("notify").out

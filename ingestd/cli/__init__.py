@@ -18,6 +18,7 @@ from ingestd.cli import (
     findings,
     fsck,
     jobs,
+    notify,
     prune,
     rejects,
     rulebook,
@@ -76,6 +77,7 @@ findings.add_to(app)
 stats.add_to(app)
 rulebook.add_to(app)
 coverage.add_to(app)
+notify.add_to(app)
 fsck.add_to(app)
 prune.add_to(app)
 simulation.add_to(app)

@@ -19,6 +19,7 @@ from ingestd.crud.constituency import constituencies
 from ingestd.crud.election import elections
 from ingestd.crud.file_processing import Totals, jobs
 from ingestd.crud.hourly_stats import NationalHour, hours
+from ingestd.crud.notice import Standing, nothing_for, notices
 from ingestd.crud.reject import rejects
 from ingestd.crud.transaction import transactions
 
@@ -30,6 +31,7 @@ __all__ = [
     "NationalHour",
     "Page",
     "Reader",
+    "Standing",
     "Totals",
     "UnknownColumnError",
     "Window",
@@ -39,6 +41,8 @@ __all__ = [
     "elections",
     "hours",
     "jobs",
+    "nothing_for",
+    "notices",
     "rejects",
     "transactions",
 ]

@@ -8,6 +8,7 @@ from ingestd.models.election import Election
 from ingestd.models.evaluation import Evaluation, EvaluationDue
 from ingestd.models.file_processing import FileProcessing
 from ingestd.models.hourly_stats import HourlyStats
+from ingestd.models.notice import Notice
 from ingestd.models.reject import Reject
 from ingestd.models.transaction import Sighting, Transaction, TransactionContent
 
@@ -21,6 +22,7 @@ __all__ = [
     "EvaluationDue",
     "FileProcessing",
     "HourlyStats",
+    "Notice",
     "Reject",
     "Sighting",
     "Transaction",

@@ -21,7 +21,7 @@ from ingestd.db import AnyRow, is_postgresql
 from ingestd.job_state import JobState
 from ingestd.models import Alert, Constituency, Election, FileProcessing, table_of
 from ingestd.pipeline import facts as known
-from ingestd.pipeline import histories, rules, stats
+from ingestd.pipeline import histories, outbox, rules, stats
 from ingestd.pipeline.facts import Facts, facts_of
 from ingestd.pipeline.prepared import Prepared
 from ingestd.pipeline.proof import files_of_lines, proved, proved_by_files
@@ -336,6 +336,8 @@ class Settlement:
             if alert.cleared_at is None:
                 alert.cleared_at = self._now
                 alert.cleared_reason = _no_longer(rule)
+                if not _is_decided(alert.status, alert.answered_gravity, alert.gravity):
+                    self._tell(outbox.CLEARED, alert.id, alert.severity, alert.title)
         self._session.flush()
         self._raise(rule, new, answers)
 
@@ -354,14 +356,38 @@ class Settlement:
         ]
         if rows:
             self._session.connection().execute(insert(table_of(Alert)), rows)
+        for row in rows:
+            if not _is_decided(row["status"], row["answered_gravity"], row["gravity"]):
+                self._tell(outbox.OPENED, row["id"], row["severity"], row["title"])
 
-    @staticmethod
-    def _update(alert: Alert, finding: Finding) -> None:
+    def _update(self, alert: Alert, finding: Finding) -> None:
+        if kind := _change_of(alert, finding):
+            self._tell(kind, alert.id, finding.severity, finding.title)
         for name, value in _said(finding).items():
             if getattr(alert, name) != value:
                 setattr(alert, name, value)
         if alert.cleared_at is not None:
             alert.cleared_at = alert.cleared_reason = None
+
+    def _tell(self, kind: str, alert_id: uuid.UUID, severity: str, title: str) -> None:
+        outbox.note(self._session, outbox.Change(kind, alert_id, severity, title, self._now))
+
+
+def _change_of(alert: Alert, finding: Finding) -> str | None:
+    """What a person would want to be told of an alert that is there already, if anything."""
+    gravity = gravity_of(finding)
+    if _is_decided(alert.status, alert.answered_gravity, gravity):
+        return None
+    if _is_decided(alert.status, alert.answered_gravity, alert.gravity):
+        return outbox.AGAIN
+    if RANKS[finding.severity] > RANKS.get(alert.severity, 0):
+        return outbox.WORSE
+    return outbox.BACK if alert.cleared_at is not None else None
+
+
+def _is_decided(status: str, answered: int | None, gravity: int) -> bool:
+    """Whether a person has put an alert aside, and nothing more was found since."""
+    return status in ("resolved", "snoozed") and (answered is None or gravity <= answered)
 
 
 _SIDE = ("status", "notes", "assigned_to", "resolved_at", "answered_gravity")

@@ -49,6 +49,7 @@ from ingestd.pipeline.leave import Leaving
 from ingestd.pipeline.ledger import Books, Twin
 from ingestd.pipeline.load import load_batch
 from ingestd.pipeline.look import look_inside, whole
+from ingestd.pipeline.outbox import NOBODY, Wanted
 from ingestd.pipeline.read import (
     Csv,
     ReadLimits,
@@ -99,6 +100,7 @@ class Terms:
     quarantine: Path
     alerts: Alerts = field(default_factory=Alerts)
     elections: Elections = field(default_factory=Elections)
+    notices: Wanted = NOBODY
 
 
 @dataclass(slots=True)

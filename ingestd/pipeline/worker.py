@@ -30,6 +30,7 @@ from ingestd.pipeline import child
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import Books
+from ingestd.pipeline.outbox import telling
 from ingestd.pipeline.stop import Asked
 
 Broken = dict[tuple[str, str], tuple[int, datetime]]
@@ -162,7 +163,7 @@ def _work(pipe: Connection, post: Post) -> None:
         ),
     )
     ingest = Ingest(
-        sessions=make_sessions(engine),
+        sessions=telling(make_sessions(engine), post.terms.notices),
         terms=post.terms,
         clock=utc_now,
         owner=post.owner,

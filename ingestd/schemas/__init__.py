@@ -21,6 +21,7 @@ from ingestd.schemas.hourly_stats import (
     HourlyStatsResponse,
     HourlyStatsUpdate,
 )
+from ingestd.schemas.notice import NoticeResponse
 from ingestd.schemas.reject import RejectResponse
 from ingestd.schemas.transaction import (
     TransactionBase,
@@ -51,6 +52,7 @@ __all__ = [
     "HourlyStatsCreate",
     "HourlyStatsResponse",
     "HourlyStatsUpdate",
+    "NoticeResponse",
     "RejectResponse",
     "TransactionBase",
     "TransactionCreate",

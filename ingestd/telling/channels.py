@@ -1,0 +1,279 @@
+"""The ways to people: a webhook that is posted JSON, and through apprise a hundred others.
+
+URLs of channels hold passwords and tokens. No error, no log line and no exception shows one: what
+went wrong is said in words of our own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+
+from ingestd import __version__
+from ingestd.config import ConfigError, Notify, webhook_secret
+from ingestd.errors import IngestError
+from ingestd.telling.message import Message
+
+_TYPES = {"critical": "failure", "warning": "warning", "info": "info"}
+_LONGEST_PAUSE = timedelta(hours=1)
+_OK, _REDIRECTS, _ERRORS = 200, 300, 400
+
+
+class Undelivered(IngestError):
+    """A message that was not taken, and why, without a word of the channel's URL."""
+
+    def __init__(self, reason: str, *, pause: timedelta = timedelta()) -> None:
+        """`pause` is what the other end asks for before the next try."""
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Channel(Protocol):
+    """One way to people."""
+
+    @property
+    def name(self) -> str:
+        """As the settings name it."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, without its secrets: `webhook`, or a scheme of apprise."""
+
+    def send(self, message: Message) -> None:
+        """Send a message. Raises Undelivered."""
+
+
+def channels_of(told: Notify) -> list[Channel]:
+    """The channels of the settings.
+
+    Raises:
+        ConfigError: one that cannot be used, or apprise is not installed.
+    """
+    secret = webhook_secret(told)
+    found: list[Channel] = []
+    for name, url in sorted(told.channels.items()):
+        if url.lower().startswith(("http://", "https://")):
+            found.append(Webhook(name, _sound(name, url), told.timeout_seconds, secret))
+        else:
+            found.append(ThroughApprise(name, url, told.timeout_seconds))
+    return found
+
+
+def send_in_time(channel: Channel, message: Message, seconds: float) -> None:
+    """Send a message, and wait for it no longer than so; a library may wait for each byte anew.
+
+    Raises:
+        Undelivered: it was not taken, or nobody knows yet.
+    """
+    ended: list[Exception | None] = []
+
+    def send() -> None:
+        try:
+            channel.send(message)
+        except Exception as error:  # noqa: BLE001 - it belongs to the thread that waits
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    at_it = threading.Thread(target=send, name=f"notify {channel.name}", daemon=True)
+    at_it.start()
+    at_it.join(seconds)
+    if not ended:
+        raise Undelivered(f"no end of it within {seconds:g} s")
+    if isinstance(ended[0], Undelivered):
+        raise ended[0]
+    if ended[0] is not None:
+        # Its own words may show the URL.
+        raise Undelivered(f"it failed: {type(ended[0]).__name__}")
+
+
+# A webhook ----------------------------------------------------------------------------------
+
+
+def _sound(name: str, url: str) -> str:
+    try:
+        host = urllib3.util.parse_url(url).host
+    except urllib3.exceptions.LocationParseError:
+        host = None
+    if not host:
+        raise ConfigError(f"notify.channels.{name}: not a URL of a web server")
+    return url
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """JSON by POST; taken is what is answered with 2xx, and a redirect leads nowhere."""
+
+    name: str
+    url: str = field(repr=False)
+    seconds: float
+    secret: str | None = field(default=None, repr=False)
+    clock: Callable[[], float] = time.time
+    kind: str = "webhook"
+
+    def send(self, message: Message) -> None:
+        """Post it. Raises Undelivered."""
+        # It says at warning level which URL sent a strange header.
+        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+        body = message.json()
+        timeout = urllib3.Timeout(connect=self.seconds, read=self.seconds)
+        with urllib3.PoolManager(1, timeout=timeout, retries=False) as pool:
+            try:
+                answer = pool.request(
+                    "POST",
+                    self.url,
+                    body=body,
+                    headers=self._headers(message, body),
+                    redirect=False,
+                    preload_content=False,
+                )
+            except urllib3.exceptions.HTTPError as error:
+                raise Undelivered(_in_words(error, self.seconds)) from None
+            status, headers = answer.status, answer.headers
+            answer.close()
+        if _REDIRECTS <= status < _ERRORS:
+            raise Undelivered(f"answered {status}: redirects are not followed, name the new place")
+        if not _OK <= status < _REDIRECTS:
+            raise Undelivered(f"answered {status}", pause=_asked_for(headers.get("Retry-After")))
+
+    def _headers(self, message: Message, body: bytes) -> Mapping[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"ingestd/{__version__}",
+            "Idempotency-Key": str(message.id),
+        }
+        if auth := urllib3.util.parse_url(self.url).auth:
+            headers |= urllib3.util.make_headers(basic_auth=unquote(auth))
+        if self.secret is not None:
+            at = str(int(self.clock()))
+            headers["X-Ingestd-Timestamp"] = at
+            headers["X-Ingestd-Signature"] = signature(self.secret, at, body)
+        return headers
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """`sha256=` and the HMAC-SHA-256 of timestamp, full stop and body, in hexadecimal."""
+    signed = timestamp.encode() + b"." + body
+    return f"sha256={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
+
+
+def _in_words(error: Exception, seconds: float) -> str:
+    """What went wrong, by its type: the texts of urllib3 show the URL."""
+    match error:
+        case urllib3.exceptions.NameResolutionError():
+            return "unknown host"
+        case urllib3.exceptions.NewConnectionError():
+            cause = error.__cause__ or error.__context__
+            reason = cause.strerror if isinstance(cause, OSError) else None
+            return reason or "no connection"
+        case urllib3.exceptions.ConnectTimeoutError():
+            return f"no connection within {seconds:g} s"
+        case urllib3.exceptions.TimeoutError():
+            return f"no answer within {seconds:g} s"
+        case urllib3.exceptions.SSLError():
+            cause = error.args[0] if error.args else None
+            reason = getattr(cause, "verify_message", None) or getattr(cause, "reason", None)
+            return f"TLS: {reason or 'failed'}"
+        case urllib3.exceptions.ProtocolError():
+            return "the connection was closed"
+    return f"it failed: {type(error).__name__}"
+
+
+def _asked_for(retry_after: str | None) -> timedelta:
+    """The pause that the other end asks for, within reason; a date is not believed."""
+    if retry_after is None or not retry_after.isascii() or not retry_after.isdigit():
+        return timedelta()
+    return min(timedelta(seconds=int(retry_after[:6])), _LONGEST_PAUSE)
+
+
+# Through apprise ----------------------------------------------------------------------------
+
+
+class ThroughApprise:
+    """Mail, chats, short messages and a hundred more, by the URLs of apprise."""
+
+    def __init__(self, name: str, url: str, seconds: float) -> None:
+        """Raises ConfigError: apprise is not installed, or knows no such URL."""
+        self.name = name
+        self.kind = urlsplit(url).scheme.lower()
+        self._hidden = _secrets_of(url)
+        self._notifier = _notifier(name, self.kind, url, seconds)
+
+    def send(self, message: Message) -> None:
+        """Send it. Raises Undelivered."""
+        import apprise  # noqa: PLC0415 - optional
+
+        with apprise.LogCapture(level=logging.WARNING) as said:  # type: ignore[no-untyped-call]  # apprise 2 has half of its types
+            is_sent = self._notifier.notify(
+                body=message.text,
+                title=message.title,
+                notify_type=_TYPES[message.severity],
+                # Else what stands in files would be taken for HTML or Markdown.
+                body_format="text",
+            )
+            lines = said.getvalue().splitlines()
+        if not is_sent:
+            raise Undelivered(self._shown(lines[0]) if lines else "apprise could not send it")
+
+    def _shown(self, line: str) -> str:
+        """What apprise says, without what it was told to keep."""
+        text = line.partition(" - ")[2] or line
+        for hidden in self._hidden:
+            text = text.replace(hidden, "***")
+        return text[:300]
+
+
+def _notifier(name: str, kind: str, url: str, seconds: float) -> Any:
+    times = f"cto={seconds / 2:g}&rto={seconds / 2:g}"
+    if not re.search(r"[?&][cr]to=", url):
+        url = f"{url}{'&' if '?' in url else '?'}{times}"
+    # It imports a hundred modules for as many services, some of them past their time.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        notifier = _apprise(name, kind).Apprise()
+        is_known = notifier.add(url)
+    if not is_known:
+        raise ConfigError(
+            f"notify.channels.{name}: apprise knows no such URL of {kind}://; see "
+            "https://github.com/caronc/apprise/wiki"
+        )
+    return notifier
+
+
+def _apprise(name: str, kind: str) -> ModuleType:
+    """The library, which keeps its own log of what it sends where to itself."""
+    try:
+        import apprise  # noqa: PLC0415 - optional
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"notify.channels.{name}: {kind}:// needs one package more: "
+            "pip install 'ingestd[notify]'"
+        ) from error
+    logger = logging.getLogger("apprise")
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
+    for library in ("urllib3", "requests"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    return apprise
+
+
+def _secrets_of(url: str) -> list[str]:
+    """Whatever stands in a URL but its scheme and host, the longest first."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    words = re.split(r"[/?&=:@,#]", url.partition("://")[2])
+    found = {word for word in words for word in (word, unquote(word)) if len(word) > 2}  # noqa: PLR2004 - shorter ones are no secret
+    return sorted((word for word in found if word.lower() != host), key=len, reverse=True)

@@ -1,0 +1,100 @@
+"""The teller: the thread of a daemon that tells people, so that no file waits for a mail server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from ingestd import log as the_log
+from ingestd.config import Settings
+from ingestd.errors import StorageFault
+from ingestd.pipeline.outbox import Pace
+from ingestd.telling.channels import channels_of
+from ingestd.telling.sender import Sender, Store, pace_of
+from ingestd.telling.troubles import Troubles
+
+log = structlog.get_logger()
+
+_TURN_SECONDS, _PAUSE_SECONDS, _SAID_EVERY_SECONDS = 2.0, 5.0, 60.0
+# A message on its way at a stop is waited for so long; it is sent again at the next start.
+_STOP_SECONDS = 3.0
+
+
+def now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def telling(settings: Settings) -> Iterator[None]:
+    """Tell people for the time of the block; nothing is started where there is no channel.
+
+    Raises:
+        ConfigError: a channel that cannot be used.
+    """
+    channels = channels_of(settings.notify)
+    if not channels:
+        yield
+        return
+    stop = threading.Event()
+    hold = timedelta(seconds=settings.notify.trouble_seconds)
+    troubles = Troubles(hold) if settings.notify.troubles else None
+    store = Store(settings, give_up=stop.is_set)
+    sender = Sender(settings, channels, store, now, troubles, stop.is_set)
+    thread = threading.Thread(target=_tell, args=(sender, stop), name="notify", daemon=True)
+
+    def hear(event: str, details: Mapping[str, object]) -> None:
+        if troubles is not None:
+            troubles.hear(event, details, now())
+
+    with the_log.overheard(hear):
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(_STOP_SECONDS)
+
+
+def _tell(sender: Sender, stop: threading.Event) -> None:
+    said_at = -_SAID_EVERY_SECONDS
+    while not stop.is_set():
+        pause = _TURN_SECONDS
+        try:
+            sender.turn()
+        except StorageFault:
+            pause = _PAUSE_SECONDS  # the daemon says it
+        except Exception:
+            # Whatever it is: people are told as long as the daemon runs.
+            pause = _PAUSE_SECONDS
+            if time.monotonic() - said_at >= _SAID_EVERY_SECONDS:
+                said_at = time.monotonic()
+                log.exception("notices_failed", again_in_seconds=pause)
+        stop.wait(pause)
+    sender.store.close()
+
+
+def send_what_waits(settings: Settings, *, is_all: bool = False) -> int:
+    """Send what is due now, without waiting for more; how many messages were sent.
+
+    `is_all` also sends what waits for the digest. Raises ConfigError, StorageFault.
+    """
+    channels = channels_of(settings.notify)
+    if not channels:
+        return 0
+    usual = pace_of(settings.notify)
+    pace = Pace(
+        gather=timedelta(),
+        digest=timedelta() if is_all else usual.digest,
+        most_per_hour=usual.most_per_hour,
+    )
+    store = Store(settings)
+    try:
+        return Sender(settings, channels, store, now).turn(pace)
+    finally:
+        store.close()
