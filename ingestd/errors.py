@@ -10,6 +10,7 @@
     ├── LostClaim                 nothing: another worker has the job
     ├── WorkerDied                time: the worker that had the file was killed, several times
     ├── NotSent                   what it costs where it was raised: it cannot cross a pipe itself
+    ├── Undelivered               time: a message to people was not taken; it is sent again
     ├── CannotAmend               nothing: what a person asks does not fit the job
     ├── NotMoved                  nothing: no copy, backup or restored database was made
     ├── SchemaMismatch            the daemon: the database must be upgraded first
@@ -20,6 +21,7 @@ A bad row is not an error but a value (`pipeline.validate.Reject`).
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,12 @@ class SchemaMismatch(IngestError):
 
 class StorageFault(IngestError):
     """Database or disk did not answer; no attempt is burnt, the same work is tried again."""
+
+
+class Undelivered(IngestError):
+    """A message that was not taken, and why, without a word of the channel's URL."""
+
+    def __init__(self, reason: str, *, pause: timedelta = timedelta()) -> None:
+        """`pause` is what the other end asks for before the next try."""
+        super().__init__(reason)
+        self.pause = pause

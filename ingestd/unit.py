@@ -17,8 +17,7 @@ SYSUSERS = Path("/etc/sysusers.d/ingestd.conf")
 TMPFILES = Path("/etc/tmpfiles.d/ingestd.conf")
 SYSCTL = Path("/etc/sysctl.d/60-ingestd.conf")
 _UNITS = Path("/etc/systemd/system")
-_NETWORK = _UNITS / f"{NAME}.d" / "network-database.conf"
-_METRICS = _UNITS / f"{NAME}.d" / "metrics.conf"
+_DROP_INS = _UNITS / f"{NAME}.d"
 
 # The unit hides these from the service (ProtectHome=, PrivateTmp=).
 _HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not used
@@ -39,12 +38,17 @@ class Placed:
 
 
 def files(
-    program: str, addresses: Sequence[str] = (), *, has_metrics: bool = False
+    program: str,
+    addresses: Sequence[str] = (),
+    *,
+    has_metrics: bool = False,
+    notified: Sequence[str] = (),
 ) -> list[Placed]:
     """Every file, in the order in which they are written.
 
-    With the `addresses` of a PostgreSQL on the network also the drop-in that reaches it, and with
-    metrics the one that may open a port.
+    With the `addresses` of a PostgreSQL on the network also the drop-in that reaches it, with
+    metrics the one that may open a port, with those by which people are `notified` the one that
+    reaches them.
 
     Raises:
         ConfigError: what is no address.
@@ -54,7 +58,7 @@ def files(
         Placed(SYSUSERS, _template("sysusers.conf")),
         Placed(TMPFILES, _template("tmpfiles.conf")),
         Placed(SYSCTL, _template("sysctl.conf")),
-        *units(program, addresses, has_metrics=has_metrics),
+        *units(program, addresses, has_metrics=has_metrics, notified=notified),
     ]
     for path, name in _COMPLETIONS.items():
         made.append(Placed(Path(path), _template(f"completion/{name}")))
@@ -69,24 +73,28 @@ _COMPLETIONS = {
 
 
 def units(
-    program: str, addresses: Sequence[str] = (), *, has_metrics: bool = False
+    program: str,
+    addresses: Sequence[str] = (),
+    *,
+    has_metrics: bool = False,
+    notified: Sequence[str] = (),
 ) -> list[Placed]:
-    """The unit, and its drop-ins for a database on the network and for the port."""
+    """The unit, and its drop-ins for what it reaches on the network and for the port."""
     text = _template("ingestd.service").replace("@INGESTD@", _quoted(program))
     made = [Placed(_UNITS / NAME, text)]
-    if addresses:
-        told = " ".join(_address(each) for each in addresses)
-        made.append(
-            Placed(_NETWORK, _template("network-database.conf").replace("@ADDRESSES@", told))
-        )
+    for name, reached in (("network-database.conf", addresses), ("network-notices.conf", notified)):
+        if reached:
+            told = " ".join(_address(each) for each in reached)
+            made.append(Placed(_DROP_INS / name, _template(name).replace("@ADDRESSES@", told)))
     if has_metrics:
-        made.append(Placed(_METRICS, _template("metrics.conf")))
+        made.append(Placed(_DROP_INS / "metrics.conf", _template("metrics.conf")))
     return made
 
 
 def leftovers(program: str) -> list[Placed]:
     """What an uninstall removes: all but the configuration, which is a person's."""
-    return [each for each in files(program, ["localhost"], has_metrics=True) if not each.is_kept]
+    all_of_them = files(program, ["localhost"], has_metrics=True, notified=["localhost"])
+    return [each for each in all_of_them if not each.is_kept]
 
 
 def configuration(addresses: Sequence[str] = ()) -> str:

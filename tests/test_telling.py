@@ -16,6 +16,7 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.config import ConfigError, Notify, Settings, load_settings
+from ingestd.errors import Undelivered
 from ingestd.models import Alert, Notice
 from ingestd.pipeline import outbox
 from ingestd.pipeline.alerts import Settlement, alert_id
@@ -24,7 +25,7 @@ from ingestd.pipeline.outbox import Pace, Wanted
 from ingestd.pipeline.rules import Finding, Severity
 from ingestd.pipeline.step import Step
 from ingestd.telling import message
-from ingestd.telling.channels import Undelivered, channels_of, send_in_time, signature
+from ingestd.telling.channels import channels_of, send_in_time, signature
 from ingestd.telling.sender import Sender, Store, wanted_of
 from ingestd.telling.troubles import KNOWN, Troubles
 

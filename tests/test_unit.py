@@ -89,8 +89,9 @@ def seconds(told: str) -> float:
         ("--database-at", "192.0.2.7"),
         ("--metrics",),
         ("--database-at", "192.0.2.7", "--metrics"),
+        ("--database-at", "192.0.2.7", "--metrics", "--notify-at", "any"),
     ],
-    ids=["local", "network", "metrics", "both"],
+    ids=["local", "network", "metrics", "both", "notices"],
 )
 def test_systemd_accepts_the_unit_and_finds_little_exposed(
     tmp_path: Path, variant: tuple[str, ...]
@@ -141,6 +142,16 @@ def test_a_database_on_the_network_has_its_address_in_the_configuration() -> Non
     """And its password nowhere."""
     url = tomllib.loads(configuration(["192.0.2.7"]))["database"]["url"]
     assert "postgresql://ingestd@192.0.2.7/ingestd" == url
+
+
+def test_the_channels_of_the_service_come_from_a_file_that_only_root_can_read() -> None:
+    """By systemd's credentials; and it may reach what was named."""
+    drop_in = units("/bin/true", notified=["192.0.2.9"])[1]
+    assert "network-notices.conf" == drop_in.path.name
+    told = settings_in(drop_in.content)
+    assert "192.0.2.9" == told["IPAddressAllow"]
+    assert "INGESTD_NOTIFY__CHANNELS_FILE=%d/notify-channels" == told["Environment"]
+    assert told["LoadCredential"].startswith("notify-channels:")
 
 
 # In place -----------------------------------------------------------------------------------

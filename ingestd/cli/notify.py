@@ -86,8 +86,9 @@ def _channels(settings: Settings, names: Sequence[str]) -> list[Channel]:
 
 
 def _try(channel: Channel, settings: Settings) -> _Tried:
+    from ingestd.errors import Undelivered
     from ingestd.telling import message
-    from ingestd.telling.channels import Undelivered, send_in_time
+    from ingestd.telling.channels import send_in_time
     from ingestd.telling.teller import now
 
     try:

@@ -28,6 +28,16 @@ DatabaseAt = Annotated[
         show_default=False,
     ),
 ]
+NotifyAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--notify-at",
+        metavar="ADDRESS",
+        help="An address by which people are told, which the service may then reach, or any; "
+        "the channels are in /etc/ingestd/notify-channels.",
+        show_default=False,
+    ),
+]
 Program = Annotated[
     str | None,
     typer.Option(
@@ -75,6 +85,7 @@ def install(
     *,
     database_at: DatabaseAt = None,
     has_metrics: HasMetrics = False,
+    notify_at: NotifyAt = None,
     program: Program = None,
     root: Root = _HERE,
     is_now: Annotated[bool, typer.Option("--now", help="Start it, now and at every boot.")] = False,
@@ -91,8 +102,12 @@ def install(
     _refuse_without_rights(root)
     if program is None:
         unit.refuse_unstartable(unit.this_program())
-    name = program or unit.this_program()
-    wanted = unit.files(name, database_at or (), has_metrics=has_metrics)
+    wanted = unit.files(
+        program or unit.this_program(),
+        database_at or (),
+        has_metrics=has_metrics,
+        notified=notify_at or (),
+    )
     for placed in wanted:
         screen.say(f"{_write(placed, root):<9} {placed.below(root)}")
     if root != _HERE:
@@ -119,6 +134,7 @@ def print_(
     *,
     database_at: DatabaseAt = None,
     has_metrics: HasMetrics = False,
+    notify_at: NotifyAt = None,
     program: Program = None,
     is_all: Annotated[
         bool, typer.Option("--all", help="Every file that an install writes.")
@@ -132,7 +148,7 @@ def print_(
     del flags
     program = program or unit.this_program()
     make = unit.files if is_all else unit.units
-    shown = make(program, database_at or (), has_metrics=has_metrics)
+    shown = make(program, database_at or (), has_metrics=has_metrics, notified=notify_at or ())
     if is_json:
         screen.print_json({str(each.path): each.content for each in shown})
         return

@@ -24,21 +24,12 @@ import urllib3
 
 from ingestd import __version__
 from ingestd.config import ConfigError, Notify, webhook_secret
-from ingestd.errors import IngestError
+from ingestd.errors import Undelivered
 from ingestd.telling.message import Message
 
 _TYPES = {"critical": "failure", "warning": "warning", "info": "info"}
 _LONGEST_PAUSE = timedelta(hours=1)
 _OK, _REDIRECTS, _ERRORS = 200, 300, 400
-
-
-class Undelivered(IngestError):
-    """A message that was not taken, and why, without a word of the channel's URL."""
-
-    def __init__(self, reason: str, *, pause: timedelta = timedelta()) -> None:
-        """`pause` is what the other end asks for before the next try."""
-        super().__init__(reason)
-        self.pause = pause
 
 
 class Channel(Protocol):

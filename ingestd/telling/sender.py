@@ -22,12 +22,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd import migrate
 from ingestd.config import Notify, Settings
 from ingestd.db import Clock, Patience, make_engine, make_sessions
-from ingestd.errors import StorageFault
+from ingestd.errors import StorageFault, Undelivered
 from ingestd.pipeline import outbox
 from ingestd.pipeline.outbox import Due, Pace, Trouble, Wanted
 from ingestd.pipeline.rules import RANKS
 from ingestd.telling import message
-from ingestd.telling.channels import Channel, Undelivered, send_in_time
+from ingestd.telling.channels import Channel, send_in_time
 from ingestd.telling.troubles import Troubles
 from ingestd.transient import database_at_work
 
