@@ -880,11 +880,25 @@ def _from_environment(environment: Mapping[str, str]) -> Values:
             )
     try:
         return _deep_update(values, EnvSettingsSource(Settings)())
-    except ValueError as error:
-        raise ConfigError(
-            f"environment {ENV_PREFIX}WATCH__IGNORE: must be a JSON list, "
-            'such as ["*.part", "*.tmp"]'
-        ) from error
+    except ValueError:
+        told = _not_json(environment)
+    # Outside the handler: the text of a variable may be a secret.
+    raise ConfigError(told)
+
+
+def _not_json(environment: Mapping[str, str]) -> str:
+    """Which variable should be JSON and is not."""
+    if channels := environment.get(f"{ENV_PREFIX}NOTIFY__CHANNELS"):
+        try:
+            json.loads(channels)
+        except ValueError:
+            return (
+                f"environment {ENV_PREFIX}NOTIFY__CHANNELS: must be a JSON object, "
+                'such as {"duty": "https://example.org/hook"}'
+            )
+    return (
+        f'environment {ENV_PREFIX}WATCH__IGNORE: must be a JSON list, such as ["*.part", "*.tmp"]'
+    )
 
 
 def _from_file(file: Path) -> Values:

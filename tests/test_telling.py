@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -545,6 +546,14 @@ def test_a_file_of_channels_is_added_to_those_of_the_configuration(tmp_path: Pat
     with pytest.raises(ConfigError, match="a line must be like") as caught:
         load_settings(config)
     assert "hunter2" not in str(caught.value)
+
+
+def test_channels_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not, is refused without a word of it."""
+    monkeypatch.setenv("INGESTD_NOTIFY__CHANNELS", "duty=https://host/hunter2")
+    with pytest.raises(ConfigError, match="INGESTD_NOTIFY__CHANNELS: must be a JSON obj") as caught:
+        load_settings()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 # Troubles -----------------------------------------------------------------------------------

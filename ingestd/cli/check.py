@@ -71,6 +71,7 @@ def look_at(settings: Settings) -> Iterator[Finding]:
         yield from _folder("archive", watch.archive)
         yield from _same_file_system(watch.inbox, watch.archive)
     yield from _space(settings)
+    yield from _channels(settings)
 
 
 def _configuration(flags: Flags) -> str:
@@ -115,6 +116,20 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding("database", "fail", f"{shown}: {mismatch}")
     except DBAPIError as error:
         yield Finding("database", "fail", f"{shown}: {redact(str(error.orig)).strip()}")
+
+
+def _channels(settings: Settings) -> Iterator[Finding]:
+    """Whether the channels can be used; `ingestd notify test` tries them."""
+    from ingestd.config import ConfigError
+    from ingestd.telling.channels import channels_of
+
+    try:
+        names = [channel.name for channel in channels_of(settings.notify)]
+    except ConfigError as error:
+        yield Finding("notices", "fail", str(error))
+        return
+    if names:
+        yield Finding("notices", "ok", f"to {', '.join(names)}; `ingestd notify test` tries them")
 
 
 def _folder(what: str, folder: Path) -> Iterator[Finding]:
