@@ -15,6 +15,7 @@ from typing import Protocol
 import pytest
 from sqlalchemy import select, update
 
+from ingestd.daemon import GAVE_UP
 from ingestd.models import Notice
 
 from .conftest import Databases, Did, Voting, csv_of
@@ -176,6 +177,21 @@ def test_a_database_that_is_away_is_told_from_memory(
     with open_sessions(sqlite_url) as sessions:
         assert [] == unsound(sessions)
     did("a database away: told while it was, and when it was back")
+
+
+def test_a_daemon_that_gives_up_leaves_word(
+    run: Run, sqlite_url: str, hook: Hook, inbox: Path
+) -> None:
+    """The next start tells that it did, and why."""
+    away = inbox.with_name("away")
+    daemon = run(sqlite_url, more={"WATCH__GIVE_UP_SECONDS": "1"})
+    soon(lambda: "started" in daemon.log())
+    inbox.rename(away)
+    assert GAVE_UP == daemon.wait()
+    away.rename(inbox)
+    daemon = run(sqlite_url)
+    soon(lambda: "the daemon ends, since its inbox is away" in hook.titles())
+    assert 0 == daemon.stop()
 
 
 def test_what_a_worker_finds_is_told_by_the_daemon(

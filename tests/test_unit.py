@@ -149,7 +149,7 @@ def test_the_channels_of_the_service_come_from_a_file_that_only_root_can_read() 
     drop_in = units("/bin/true", notified=["192.0.2.9"])[1]
     assert "network-notices.conf" == drop_in.path.name
     told = settings_in(drop_in.content)
-    assert "192.0.2.9" == told["IPAddressAllow"]
+    assert "192.0.2.9/32" == told["IPAddressAllow"]
     assert "INGESTD_NOTIFY__CHANNELS_FILE=%d/notify-channels" == told["Environment"]
     assert told["LoadCredential"].startswith("notify-channels:")
 

@@ -320,12 +320,15 @@ def _mark(session: Session, due: Due, values: Mapping[str, Any]) -> int:
     return _changed(session, update(notice).where(*mine).values(values))
 
 
-def give_up_strangers(session: Session, channels: Collection[str]) -> int:
-    """Give up what waits for a channel that the settings no longer name."""
-    strange = (_n.status == WAITING, _n.channel.not_in(channels))
+def give_up_strangers(session: Session, channels: Collection[str], before: datetime) -> int:
+    """Give up what waits since then for a channel that the settings do not name.
+
+    Not at once: another daemon on this database may have other channels.
+    """
+    strange = (_n.status == WAITING, _n.channel.not_in(channels), _n.at < before)
     if session.scalar(select(_n.id).where(*strange).limit(1)) is None:
         return 0
-    error = "the settings no longer name this channel"
+    error = "the settings do not name this channel"
     return _changed(session, update(notice).where(*strange).values(status=FAILED, last_error=error))
 
 
@@ -339,8 +342,8 @@ def try_again(session: Session) -> int:
 
 
 def sweep(session: Session, before: datetime) -> int:
-    """Remove notices that were sent, or settled, before some time."""
-    old = (_n.status.in_((SENT, SETTLED)), func.coalesce(_n.sent_at, _n.at) < before)
+    """Remove notices that were sent, settled or given up before some time."""
+    old = (_n.status != WAITING, func.coalesce(_n.sent_at, _n.at) < before)
     return _changed(session, delete(notice).where(*old))
 
 

@@ -154,17 +154,28 @@ class Sender:
     def turn(self, pace: Pace | None = None) -> int:
         """Store the troubles and send what is due; how many messages were sent.
 
+        Whatever is wrong with the database, troubles are told: then from memory.
+
         Raises:
-            StorageFault: the database is away; troubles were told from memory.
+            StorageFault: it is away.
         """
         self._listen()
         try:
             self._remember()
             self._look_after()
             return sum(self._attend(channel, pace) for channel in self.channels)
-        except StorageFault:
+        except Exception:
             self._tell_from_memory()
             raise
+
+    def put_down(self) -> None:
+        """Write down, at the end, what was heard and not told: the next start tells it.
+
+        Raises:
+            StorageFault: the database is away, and that is lost.
+        """
+        self._listen()
+        self._remember()
 
     def _listen(self) -> None:
         if self.troubles is not None:
@@ -184,10 +195,11 @@ class Sender:
         now = self.clock()
         if self._swept_at is not None and now - self._swept_at < _SWEEP_EVERY:
             return
-        before = now - timedelta(days=self.settings.keep.notices_days)
+        names = [channel.name for channel in self.channels]
+        given_up = now - timedelta(hours=self.settings.notify.give_up_hours)
         with self.store.at_work(writer=True) as session:
-            strangers = outbox.give_up_strangers(session, [each.name for each in self.channels])
-            outbox.sweep(session, before)
+            strangers = outbox.give_up_strangers(session, names, given_up)
+            outbox.sweep(session, now - timedelta(days=self.settings.keep.notices_days))
         self._swept_at = now
         if strangers:
             log.warning("notices_without_channel", notices=strangers, remedy="see ingestd notify")

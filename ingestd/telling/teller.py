@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -41,10 +41,10 @@ def telling(settings: Settings) -> Iterator[None]:
     if not channels:
         yield
         return
-    stop = threading.Event()
+    stop, is_late = threading.Event(), threading.Event()
     hold = timedelta(seconds=settings.notify.trouble_seconds)
     troubles = Troubles(hold) if settings.notify.troubles else None
-    store = Store(settings, give_up=stop.is_set)
+    store = Store(settings, give_up=is_late.is_set)
     sender = Sender(settings, channels, store, now, troubles, stop.is_set)
     thread = threading.Thread(target=_tell, args=(sender, stop), name="notify", daemon=True)
 
@@ -59,6 +59,7 @@ def telling(settings: Settings) -> Iterator[None]:
         finally:
             stop.set()
             thread.join(_STOP_SECONDS)
+            is_late.set()
 
 
 def _tell(sender: Sender, stop: threading.Event) -> None:
@@ -76,6 +77,8 @@ def _tell(sender: Sender, stop: threading.Event) -> None:
                 said_at = time.monotonic()
                 log.exception("notices_failed", again_in_seconds=pause)
         stop.wait(pause)
+    with suppress(Exception):
+        sender.put_down()
     sender.store.close()
 
 
