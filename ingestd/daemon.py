@@ -1027,13 +1027,13 @@ def run(
             port.listen_at(settings.metrics.listen)
             audience.figures.volumes.folders = _volumes(settings)
             with telling(settings):
-                is_done = _serve(settings, stop, hung_up, audience, port)
-            if not is_done:
-                return GAVE_UP
-            if hung_up.is_set() and not stop.is_set():
-                hung_up.clear()
-                audience.starting(settings, is_again=True)
-                settings = _reloaded(settings, reload, made, audience.standing)
+                if not _serve(settings, stop, hung_up, audience, port):
+                    return GAVE_UP
+                # Inside: that it was refused is told, too.
+                if hung_up.is_set() and not stop.is_set():
+                    hung_up.clear()
+                    audience.starting(settings, is_again=True)
+                    settings = _reloaded(settings, reload, made, audience.standing)
     return 0
 
 

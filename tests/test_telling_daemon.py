@@ -179,6 +179,31 @@ def test_a_database_that_is_away_is_told_from_memory(
     did("a database away: told while it was, and when it was back")
 
 
+@pytest.mark.promise(22)
+def test_a_database_that_was_never_there_is_told(run: Run, hook: Hook, did: Did) -> None:
+    """PostgreSQL down at the start: nothing but memory can tell it."""
+    daemon = run("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    soon(lambda: "the database does not answer" in hook.titles())
+    assert 0 == daemon.stop()
+    did("a database down at the start: told")
+
+
+@pytest.mark.promise(29)
+def test_a_configuration_that_was_refused_is_told(
+    run: Run, sqlite_url: str, hook: Hook, inbox: Path, did: Did
+) -> None:
+    """By the channels of the old one, which stays."""
+    config = inbox.with_name("config.toml")
+    config.write_text("")
+    daemon = run(sqlite_url, more={"CONFIG": str(config)})
+    soon(lambda: "started" in daemon.log())
+    config.write_text("[odd]\n")
+    daemon.hang_up()
+    soon(lambda: "the new configuration was refused" in hook.titles())
+    assert 0 == daemon.stop()
+    did("SIGHUP with a broken configuration: told by the old one's channels")
+
+
 def test_a_daemon_that_gives_up_leaves_word(
     run: Run, sqlite_url: str, hook: Hook, inbox: Path
 ) -> None:

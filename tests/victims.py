@@ -94,6 +94,10 @@ class Victim:
         self.process.terminate()
         return self.wait()
 
+    def hang_up(self) -> None:
+        """SIGHUP."""
+        self._signal(signal.SIGHUP)
+
     def freeze(self) -> None:
         """SIGSTOP; it does nothing more when this returns."""
         self._signal(signal.SIGSTOP)

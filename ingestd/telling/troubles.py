@@ -42,9 +42,7 @@ KNOWN = {
     "evaluation_failed": Known("warning", "the statistical rules could not be evaluated"),
     "workers_given_up": Known("warning", "worker processes die again and again"),
     "thread_died": Known("critical", "a part of the daemon has ended"),
-    "configuration_refused": Known(
-        "warning", "the new configuration was refused", "configuration_reloaded"
-    ),
+    "configuration_refused": Known("warning", "the new configuration was refused"),
     "gave_up": Known("critical", "the daemon ends, since its inbox is away"),
 } | {
     f"{folder}_{how}": Known(severity, f"the {folder} {words}", f"{folder}_back")
