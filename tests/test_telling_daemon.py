@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from .victims import Mode, Victim
 pytestmark = pytest.mark.slow
 
 NO_MORE: Mapping[str, str] = MappingProxyType({})
+MOST_FILES = 400
 TEAM = {"INGEST__WORKERS": "2", "INGEST__WORKERS_FROM_MB": "0"}
 
 
@@ -224,19 +225,33 @@ def test_what_a_worker_finds_is_told_by_the_daemon(
 ) -> None:
     """Workers write into the outbox with their alerts; they send nothing themselves."""
     with databases.fresh("postgresql") as url:
-        first = inbox.with_name("first")
-        first.mkdir()
-        for seed in range(20):
-            name, content = refused(Voting(random.Random(seed)), 8)
-            (first / name).write_bytes(content)
-        first.rename(inbox / "first")
         daemon = run(url, more=TEAM, GATHER_SECONDS=1)
-        soon(lambda: states_on(url) == ["sent"] * 20)
+        number = 0
+        # The first files the daemon takes itself, until its workers have begun.
+        while not _by_a_worker(daemon):
+            assert number < MOST_FILES
+            drop_many(inbox, [refused(Voting(random.Random(number + n)), 8) for n in range(8)])
+            number += 8
+        soon(lambda: states_on(url) == ["sent"] * number)
         assert 0 == daemon.stop()
-        assert "worker_started" in daemon.log()
-        assert (20, 20) == (told_of(hook), len(hook.titles()))
+        assert (number, number) == (told_of(hook), len(hook.titles()))
         with open_sessions(url) as sessions:
             assert [] == unsound(sessions)
+
+
+def drop_many(inbox: Path, files: Sequence[tuple[str, bytes]]) -> None:
+    """Put files there all at once, in a folder, and wait until they are taken."""
+    folder = inbox.with_name("many")
+    folder.mkdir()
+    for name, content in files:
+        (folder / name).write_bytes(content)
+    folder.rename(inbox / f"many {files[0][0]}")
+    soon(lambda: is_empty(inbox))
+
+
+def _by_a_worker(daemon: Victim) -> bool:
+    lines = (json.loads(line) for line in daemon.log().splitlines() if line.startswith("{"))
+    return any(line["event"] == "file_quarantined" and "worker" in line for line in lines)
 
 
 def test_once_tells_what_it_found(
