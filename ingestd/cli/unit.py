@@ -80,7 +80,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="unit")
 
 
-def install(
+def install(  # noqa: PLR0913 - one for each option
     flags: Flags,
     *,
     database_at: DatabaseAt = None,
@@ -129,7 +129,7 @@ def install(
     screen.say("  systemctl status ingestd           how it goes; journalctl -u ingestd tells more")
 
 
-def print_(
+def print_(  # noqa: PLR0913 - one for each option
     flags: Flags,
     *,
     database_at: DatabaseAt = None,
