@@ -334,12 +334,15 @@ class Settlement:
                 self._update(alert, finding)
         for alert in by_subject.values():
             if alert.cleared_at is None:
-                alert.cleared_at = self._now
-                alert.cleared_reason = _no_longer(rule)
-                if not _is_decided(alert.status, alert.answered_gravity, alert.gravity):
-                    self._tell(outbox.CLEARED, alert.id, alert.severity, alert.title)
+                self._clear(alert)
         self._session.flush()
         self._raise(rule, new, answers)
+
+    def _clear(self, alert: Alert) -> None:
+        alert.cleared_at = self._now
+        alert.cleared_reason = _no_longer(alert.type)
+        if not _is_decided(alert.status, alert.answered_gravity, alert.gravity):
+            self._tell(outbox.CLEARED, alert.id, alert.severity, alert.title)
 
     def _raise(self, rule: str, findings: Sequence[Finding], answers: Sequence[_Answer]) -> None:
         rows = [
