@@ -45,17 +45,23 @@ def coverage(
     """
     from ingestd.cli import screen
     from ingestd.cli.database import reading
+    from ingestd.config import ConfigError
     from ingestd.pipeline.feed import coverage as covered
 
     settings = flags.settings()
     with reading(settings) as session:
-        found = [
-            one
-            for one in covered(session, held=settings.held)
-            if contract in (None, one.contract_id)
-            and region in (None, one.region_code)
-            and (one.is_provisional or not is_gaps)
-        ]
+        everything = list(covered(session, held=settings.held))
+    if contract is not None and contract not in {one.contract_id for one in everything}:
+        raise ConfigError(
+            f"no constituency with the contract {contract}; `ingestd coverage` lists them"
+        )
+    found = [
+        one
+        for one in everything
+        if contract in (None, one.contract_id)
+        and region in (None, one.region_code)
+        and (one.is_provisional or not is_gaps)
+    ]
     if is_json:
         screen.print_json({"constituencies": [_told(one) for one in found]})
     elif is_csv:
