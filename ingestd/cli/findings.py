@@ -235,12 +235,11 @@ def export(
         path = to or Path(f"finding-{str(alert.id)[:_SHORTEST_PREFIX]}.zip")
         limits, thresholds = daemon.read_limits(settings), daemon.thresholds_of(settings)
         evidence = evidence_of(session, alert, limits, thresholds)
-        write_bundle(path, alert, owner.contract_id if owner else None, evidence)
+        lines = write_bundle(path, alert, owner.contract_id if owner else None, evidence)
     if is_json:
-        told = {"file": path, "lines": len(evidence.lines), "unread": list(evidence.unread)}
-        screen.print_json(told)
+        screen.print_json({"file": path, "lines": lines, "unread": list(evidence.unread)})
     else:
-        screen.say(f"{path}: {screen.amount(len(evidence.lines), 'raw line')}")
+        screen.say(f"{path}: {screen.amount(lines, 'raw line')}")
         for line in evidence.unread:
             screen.say(f"could not be read: {line}", colour_of="warning")
     if evidence.unread:

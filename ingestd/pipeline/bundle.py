@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -77,9 +77,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The lines behind a finding, the files of its slots, files that could not be read, numbers."""
+    """The lines behind a finding, the files of its slots, files that could not be read, numbers.
 
-    lines: Sequence[Line]
+    The lines are read as they are asked for, since a constituency may have gigabytes of them;
+    `unread` is complete when they are.
+    """
+
+    lines: Iterator[Line]
     files: Sequence[Mapping[str, Any]]
     unread: Sequence[str]
     tables: Mapping[str, str]
@@ -118,9 +122,17 @@ def evidence_of(
     thresholds: Thresholds,
 ) -> Evidence:
     """Read again every line that tells of the finding, and the numbers that it was held against."""
-    wanted = _wanted(session, alert)
-    lines: list[Line] = []
     unread: list[str] = []
+    lines = _lines(session, _wanted(session, alert), limits, unread)
+    return Evidence(
+        lines, list(_files(session, alert)), unread, _tables(session, alert, thresholds)
+    )
+
+
+def _lines(
+    session: Session, wanted: Mapping[uuid.UUID, _Wanted], limits: ReadLimits, unread: list[str]
+) -> Iterator[Line]:
+    """Read the files one after the other; `unread` is told of those that cannot be."""
     jobs = [session.get_one(FileProcessing, key) for key in wanted]
     for job in sorted(jobs, key=lambda job: (job.contract_id or "", job.slot or "", job.sha256)):
         path = place_of(job)
@@ -128,14 +140,12 @@ def evidence_of(
             unread.append(f"{job.path}: it is no longer where it was put")
             continue
         try:
-            lines += _read(path, job, wanted[job.id], limits)
+            yield from _read(path, job, wanted[job.id], limits)
         except (FileRefused, FileVanished) as error:
             # Where the archive lies on this machine is nobody's business who gets the bundle.
             unread.append(f"{job.path}: {str(error).replace(str(path), job.path)}")
         except OSError as error:
             unread.append(f"{job.path}: {error.strerror or type(error).__name__}")
-    tables = _tables(session, alert, thresholds)
-    return Evidence(lines, list(_files(session, alert)), unread, tables)
 
 
 def _contracts(session: Session, alert: Alert) -> list[str]:
@@ -413,12 +423,28 @@ def words_of(alert: Alert, contract: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_bundle(path: Path, alert: Alert, contract: str | None, evidence: Evidence) -> None:
-    """Write the ZIP; it must not be there yet.
+def write_bundle(path: Path, alert: Alert, contract: str | None, evidence: Evidence) -> int:
+    """Write the ZIP, which must not be there yet, and give the number of its raw lines.
 
     Raises:
         FileExistsError: it is.
     """
+    with path.open("xb") as stream:
+        try:
+            with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bundle:
+                return _fill(bundle, alert, contract, evidence)
+        except BaseException:
+            path.unlink()  # a part of the evidence is none
+            raise
+
+
+def _fill(bundle: zipfile.ZipFile, alert: Alert, contract: str | None, evidence: Evidence) -> int:
+    for name, text in evidence.tables.items():
+        bundle.writestr(name, text)
+    bundle.writestr("finding.txt", words_of(alert, contract))
+    with bundle.open("lines.csv", "w", force_zip64=True) as binary:
+        number = _write_lines(binary, evidence.lines)
+    # Behind the lines: only now all that could not be read is known.
     numbers = {
         "id": str(alert.id),
         "rule": alert.type,
@@ -432,24 +458,27 @@ def write_bundle(path: Path, alert: Alert, contract: str | None, evidence: Evide
         "files": list(evidence.files),
         "unread": list(evidence.unread),
     }
-    with path.open("xb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name, text in evidence.tables.items():
-            bundle.writestr(name, text)
-        bundle.writestr("finding.txt", words_of(alert, contract))
-        told = json.dumps(numbers, ensure_ascii=False, indent=2, default=str)
-        bundle.writestr("finding.json", told + "\n")
-        bundle.writestr("lines.csv", _as_csv(evidence.lines))
-        script = files("ingestd.pipeline").joinpath("bundle_check.py").read_text(encoding="utf-8")
-        bundle.writestr("check.py", script)
+    told = json.dumps(numbers, ensure_ascii=False, indent=2, default=str)
+    bundle.writestr("finding.json", told + "\n")
+    script = files("ingestd.pipeline").joinpath("bundle_check.py").read_text(encoding="utf-8")
+    bundle.writestr("check.py", script)
+    return number
 
 
-def _as_csv(lines: Sequence[Line]) -> str:
-    def cells(line: Line) -> tuple[Any, ...]:
-        flags = (int(line.is_cumulative), int(line.is_current))
-        place = (line.contract, line.slot or "", *flags, line.file, line.file_sha256, line.number)
-        return (*place, hashlib.sha256(line.text).hexdigest(), *_as_text(line.text))
+def _write_lines(binary: IO[bytes], lines: Iterable[Line]) -> int:
+    number = 0
+    with io.TextIOWrapper(binary, encoding="utf-8", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for number, line in enumerate(lines, 1):  # noqa: B007 - the last one is their number
+            writer.writerow(_cells(line))
+    return number
 
-    return _csv_of(_COLUMNS, map(cells, lines))
+
+def _cells(line: Line) -> tuple[Any, ...]:
+    flags = (int(line.is_cumulative), int(line.is_current))
+    place = (line.contract, line.slot or "", *flags, line.file, line.file_sha256, line.number)
+    return (*place, hashlib.sha256(line.text).hexdigest(), *_as_text(line.text))
 
 
 def _as_text(raw: bytes) -> tuple[str, str]:
