@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Dict, Self  # noqa: UP035 - as below
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -93,7 +93,7 @@ class Elections(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, KnownElection]
+    __pydantic_extra__: Dict[str, KnownElection]  # noqa: UP006 - Pydantic 2.5 knows no other
 
     @property
     def by_name(self) -> Mapping[str, KnownElection]:

@@ -334,14 +334,16 @@ def test_a_commit_or_its_answer_is_lost_at_every_commit_of_a_file(
             for place, (kind, number, fate) in enumerate(faults):
                 fault = proxy.arm(kind, number, fate)
                 name, content = voting.name(place), csv_of(voting.ballots(place, 20))
-                if kind == "archive note":  # a bare CSV's is in the commit of its last batch
-                    name, content = f"{name}.zip", zip_of({name: content})
+                if kind == "archive note":  # of one CSV it is in the commit of its last batch
+                    other = csv_of(voting.ballots(place + 12, 20))
+                    held = {name: content, voting.name(place + 12): other}
+                    name, content = f"{name}.zip", zip_of(held)
                 (daemon.inbox / f"{name}.tmp").write_bytes(content)
                 (daemon.inbox / f"{name}.tmp").rename(daemon.inbox / name)
                 soon(lambda fault=fault: fault.is_over and is_empty(daemon.inbox))  # type: ignore[misc]
             soon(lambda: all(job.archived_to for job in jobs_on(url)))
             assert 0 == daemon.stop()
-        assert_whole(url, files=len(faults), rows=40)
+        assert_whole(url, files=len(faults) + len(FATES), rows=40)
     did(f"{len(faults)} commits or their answers lost, {len(faults)} files of 4 batches")
 
 

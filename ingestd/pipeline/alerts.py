@@ -526,14 +526,14 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
     found = []
     for operation, number, constituencies in counted:
         row = first[operation]
-        told = rules.unknown_operation(
-            operation, number, constituencies, (row.tx_id, row.timestamp), row.contract_id
-        )
-        files = files_of_lines(session, told)
+        seen = (row.tx_id, row.timestamp)
         found.append(
-            proved_by_files(told, None, slots=(), shift=None, zone=None, files=files, coverage=1.0)
+            rules.unknown_operation(operation, number, constituencies, seen, row.contract_id)
         )
-    return found
+    return [
+        proved_by_files(one, None, slots=(), shift=None, zone=None, files=files, coverage=1.0)
+        for one, files in zip(found, files_of_lines(session, found), strict=True)
+    ]
 
 
 def note_refused_file(

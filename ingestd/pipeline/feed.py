@@ -119,8 +119,11 @@ def feed_findings(
     for rule, findings in found.items():
         wanted = [(owner, finding) for owner, finding in findings if feed.held(owner).is_on(rule)]
         files = _files_behind(feed, wanted)
+        in_two = [finding for _, finding in wanted] if rule == _IN_TWO else []
+        lines = iter(files_of_lines(session, in_two))
         for owner, finding in wanted:
-            told.setdefault((owner, rule), []).append(_proved(feed, owner, finding, files))
+            shown = next(lines) if in_two else _beside_it(feed, owner, finding, files)
+            told.setdefault((owner, rule), []).append(_proved(feed, owner, finding, shown))
     return told
 
 
@@ -630,17 +633,24 @@ def _files_behind(feed: _Feed, findings: Sequence[tuple[uuid.UUID | None, Findin
 _ABSENT = ("missing_hour", "constituency_missing", "silent_feed")
 
 
-def _proved(feed: _Feed, owner: uuid.UUID | None, finding: Finding, files: Files) -> Finding:
+def _beside_it(
+    feed: _Feed, owner: uuid.UUID | None, finding: Finding, files: Files
+) -> list[dict[str, Any]]:
+    """The files around what a finding of one constituency is about."""
+    if owner is None or owner not in feed.deliveries.owners:
+        return []
+    return [
+        {"slot": slot, "sha256": files[owner, slot], "lines": []}
+        for slot in _beside(feed, owner, finding)
+        if (owner, slot) in files
+    ]
+
+
+def _proved(
+    feed: _Feed, owner: uuid.UUID | None, finding: Finding, told: list[dict[str, Any]]
+) -> Finding:
     """Add what was looked at: the time, here and in UTC, the files, and how much of it is here."""
     slots = _slots_named(feed, owner, finding)
-    beside = _beside(feed, owner, finding) if owner in feed.deliveries.owners else []
-    told = [
-        {"slot": slot, "sha256": files[owner, slot], "lines": []}
-        for slot in beside
-        if owner is not None and (owner, slot) in files
-    ]
-    if finding.rule == _IN_TWO:
-        told = files_of_lines(feed.session, finding)
     hours = [
         feed.deliveries.hours[slot].delivered for slot in slots if slot in feed.deliveries.hours
     ]

@@ -151,17 +151,27 @@ def proved_by_files(  # noqa: PLR0913 - the parts of the evidence
     return proved_plainly(replace(finding, details=details, detected_at=at), contract)
 
 
-def files_of_lines(session: Session, finding: Finding) -> list[dict[str, Any]]:
-    """The lines of a finding's transactions in every contract that it names."""
-    found = []
-    for contract in finding.details["contracts"]:
-        for told in _lines(session, contract, _ids(finding)).values():
-            line = told[1]
-            found.append(
-                {"slot": line["slot"], "sha256": line["sha256"], "lines": [line["line"]]}
-                | {"contract": contract}
-            )
-    return found
+def files_of_lines(session: Session, findings: Sequence[Finding]) -> list[list[dict[str, Any]]]:
+    """The lines of each finding's transactions in every contract that it names."""
+    wanted: dict[str, set[str]] = {}
+    for finding in findings:
+        for contract in finding.details["contracts"]:
+            wanted.setdefault(contract, set()).update(_ids(finding))
+    lines = {
+        (contract, tx_id): line
+        for contract, tx_ids in sorted(wanted.items())
+        for tx_id, (_moment, line) in _lines(session, contract, tx_ids).items()
+    }
+    return [
+        [
+            {"slot": line["slot"], "sha256": line["sha256"], "lines": [line["line"]]}
+            | {"contract": contract}
+            for contract in finding.details["contracts"]
+            for tx_id in _ids(finding)
+            if (line := lines.get((contract, tx_id)))
+        ]
+        for finding in findings
+    ]
 
 
 def _benign(finding: Finding) -> list[str]:
