@@ -46,6 +46,17 @@ ELSEWHERE = {
     "make demo": ("tests/test_shown.py", '"tests/demo.py"'),
     "make test": (".ci/run", "make test"),
     "pip install '.[postgresql]'": (".ci/run", "install --editable '.[dev]'"),
+    '/opt/ingestd/bin/pip install "$(ls ingestd-*.whl)[notify]"': (
+        ".ci/run",
+        "install --editable '.[dev]'",
+    ),
+    "install -m 600 /dev/stdin /etc/ingestd/notify-channels": (
+        "tests/first_hour.py",
+        "install -m 600 /dev/stdin",
+    ),
+    "ingestd unit install --notify-at any --now": ("tests/test_unit.py", '"--notify-at", "any"'),
+    "ingestd notify list": ("tests/test_cli.py", 'ingestd("list")'),
+    "ingestd notify retry": ("tests/test_cli.py", 'ingestd("retry"'),
     "ingestd init /srv/ingestd && cd /srv/ingestd": (".ci/run", "ingestd init ."),
     "ingestd check": ("tests/first_hour.py", "ingestd check"),
     "ingestd run": ("tests/test_cli.py", '[*PROGRAM, "run"'),

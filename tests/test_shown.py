@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from ingestd.models import Alert, Constituency, FileProcessing
 from ingestd.simulate import Plan, simulate
 
 from . import shown
+from .hook import hook_server
 from .running import ROOT, open_sessions
 
 pytestmark = pytest.mark.usefixtures("logging_is_put_back")
@@ -130,12 +132,14 @@ def test_the_questions_of_the_readme_are_answered(
     daemon.once(load_settings(), [tmp_path / "sim" / "drop"])
     daemon.once(load_settings(), [tmp_path / "sim" / "drop-2"])
     words = things(load_settings().database.url)
-    for command in shown.table_of_readme():
-        if command == "ingestd unit install":
-            continue  # on a machine of its own
-        status, answer = said(typed(command, words))
-        assert status in (0, 1), f"{command}\n{answer}"
-        assert "internal error" not in answer
+    with hook_server() as hook:
+        monkeypatch.setenv("INGESTD_NOTIFY__CHANNELS", json.dumps({"duty": hook.url}))
+        for command in shown.table_of_readme():
+            if command == "ingestd unit install":
+                continue  # on a machine of its own
+            status, answer = said(typed(command, words))
+            assert status in (0, 1), f"{command}\n{answer}"
+            assert "internal error" not in answer
 
 
 def things(url: str) -> dict[str, str]:
