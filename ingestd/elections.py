@@ -1,12 +1,11 @@
 """Elections as a person knows them: what neither a file nor a folder tells of them."""
-
-from __future__ import annotations
+# Annotations are not put off: Pydantic 2.5 wants the type of __pydantic_extra__, not its name.
 
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Dict, Self  # noqa: UP035 - as below
+from typing import Annotated, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -93,7 +92,7 @@ class Elections(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: Dict[str, KnownElection]  # noqa: UP006 - Pydantic 2.5 knows no other
+    __pydantic_extra__: dict[str, KnownElection]
 
     @property
     def by_name(self) -> Mapping[str, KnownElection]:
