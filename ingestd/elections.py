@@ -4,11 +4,18 @@
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Annotated, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 
 def _known_zone(name: str) -> str:
@@ -93,16 +100,23 @@ class Elections(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, KnownElection]
+    _contracts: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
     def by_name(self) -> Mapping[str, KnownElection]:
         """Each election by its name."""
         return self.__pydantic_extra__
 
-    @cached_property  # asked for every constituency that is new
+    def model_post_init(self, _context: object) -> None:
+        """Find the contracts once: they are asked for every constituency that is new."""
+        self._contracts.update(
+            (contract, name) for name, one in self.by_name.items() for contract in one.contracts
+        )
+
+    @property
     def contracts(self) -> Mapping[str, str]:
         """The election of each contract that is named."""
-        return {contract: name for name, one in self.by_name.items() for contract in one.contracts}
+        return self._contracts
 
     def get(self, name: str | None) -> KnownElection | None:
         """What is known of an election."""
