@@ -49,7 +49,7 @@ from ingestd.port import TEXT, Page, Port, verdict
 from ingestd.standing import Standing
 from ingestd.storage import Pause, WalWatch, open_database, open_patiently, rest
 from ingestd.systemd import Systemd
-from ingestd.telling.channels import channels_of
+from ingestd.telling.channels import Channel, channels_of
 from ingestd.telling.sender import wanted_of
 from ingestd.telling.teller import send_what_waits, telling
 from ingestd.transient import database_at_work
@@ -1009,7 +1009,7 @@ def run(
     old ones kept. The status is GAVE_UP when the inbox was away for too long.
 
     Raises:
-        ConfigError: folders that cannot be made or used.
+        ConfigError: folders or channels that cannot be made or used.
         SchemaMismatch: the database must be upgraded first.
     """
     made: set[Path] = set()
@@ -1022,35 +1022,39 @@ def run(
     ):
         audience.starting(settings, is_again=False)
         _make_folders(settings, made)
+        # Made once for these settings: the files they were made of may be broken by the next turn.
+        channels = channels_of(settings.notify)
         while not stop.is_set():
             _note_short_watchdog(settings, audience.systemd)
             port.listen_at(settings.metrics.listen)
             audience.figures.volumes.folders = _volumes(settings)
-            with telling(settings):
+            with telling(settings, channels):
                 if not _serve(settings, stop, hung_up, audience, port):
                     return GAVE_UP
                 # Inside: that it was refused is told, too.
                 if hung_up.is_set() and not stop.is_set():
                     hung_up.clear()
                     audience.starting(settings, is_again=True)
-                    settings = _reloaded(settings, reload, made, audience.standing)
+                    if fresh := _reloaded(reload, made, audience.standing):
+                        settings, channels = fresh
     return 0
 
 
 def _reloaded(
-    settings: Settings, reload: Callable[[], Settings], made: set[Path], standing: Standing
-) -> Settings:
+    reload: Callable[[], Settings], made: set[Path], standing: Standing
+) -> tuple[Settings, list[Channel]] | None:
+    """Read the settings again and make their channels; None where they cannot be used."""
     try:
         fresh = reload()
         _make_folders(fresh, made)
-        channels_of(fresh.notify)
+        channels = channels_of(fresh.notify)
     except ConfigError as error:
         log.error("configuration_refused", error=str(error), kept="the old one")  # noqa: TRY400 - no traceback for a typing mistake
         standing.complaint = str(error)
-        return settings
+        return None
     log.info("configuration_reloaded")
     standing.complaint = ""
-    return fresh
+    return fresh, channels
 
 
 def _note_short_watchdog(settings: Settings, systemd: Systemd) -> None:

@@ -190,19 +190,27 @@ def test_a_database_that_was_never_there_is_told(run: Run, hook: Hook, did: Did)
 
 
 @pytest.mark.promise(29)
+@pytest.mark.parametrize("broken", ["configuration", "secret"])
 def test_a_configuration_that_was_refused_is_told(
-    run: Run, sqlite_url: str, hook: Hook, inbox: Path, did: Did
+    run: Run, sqlite_url: str, hook: Hook, inbox: Path, did: Did, broken: str
 ) -> None:
-    """By the channels of the old one, which stays."""
-    config = inbox.with_name("config.toml")
+    """By the channels of the old one, which stays, also where its own secret is gone since."""
+    config, secret = inbox.with_name("config.toml"), inbox.with_name("secret")
+    secret.write_text("s3cret\n")
     config.write_text("")
-    daemon = run(sqlite_url, more={"CONFIG": str(config)})
+    more = {"CONFIG": str(config)}
+    daemon = run(sqlite_url, more=more, WEBHOOK_SECRET_FILE=secret)
     soon(lambda: "started" in daemon.log())
-    config.write_text("[odd]\n")
+    if broken == "secret":
+        secret.unlink()
+    else:
+        config.write_text("[odd]\n")
     daemon.hang_up()
     soon(lambda: "the new configuration was refused" in hook.titles())
+    soon(lambda: daemon.log().count('"started"') == len(("before", "after")))
     assert 0 == daemon.stop()
-    did("SIGHUP with a broken configuration: told by the old one's channels")
+    assert all("X-Ingestd-Signature" in posted.headers for posted in hook.posted)
+    did(f"SIGHUP with a broken {broken}: told by the old channels, and the daemon goes on")
 
 
 def test_a_daemon_that_gives_up_leaves_word(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +14,7 @@ from ingestd import log as the_log
 from ingestd.config import Settings
 from ingestd.errors import StorageFault
 from ingestd.pipeline.outbox import Pace
-from ingestd.telling.channels import channels_of
+from ingestd.telling.channels import Channel, channels_of
 from ingestd.telling.sender import Sender, Store, pace_of
 from ingestd.telling.troubles import Troubles
 
@@ -31,13 +31,8 @@ def now() -> datetime:
 
 
 @contextmanager
-def telling(settings: Settings) -> Iterator[None]:
-    """Tell people for the time of the block; nothing is started where there is no channel.
-
-    Raises:
-        ConfigError: a channel that cannot be used.
-    """
-    channels = channels_of(settings.notify)
+def telling(settings: Settings, channels: Sequence[Channel]) -> Iterator[None]:
+    """Tell people for the time of the block; nothing is started where there is no channel."""
     if not channels:
         yield
         return
