@@ -34,6 +34,8 @@ class Notice(Base):
     description: Mapped[str] = mapped_column(Text, default="")
     status: Mapped[str] = mapped_column(String(10), default="waiting")
     message_id: Mapped[uuid.UUID | None]
+    # Since then that message is tried; what waited long before it is given as many tries.
+    claimed_at: Mapped[datetime | None]
     # Here, not in memory, so that a restart goes on with the same pauses.
     attempts: Mapped[int] = mapped_column(default=0)
     next_try_at: Mapped[datetime | None]
@@ -50,4 +52,6 @@ class Notice(Base):
         ),
         # How much was sent lately, and what may go.
         Index("ix_notice_sent_at", "sent_at"),
+        # Who was told of an alert before.
+        Index("ix_notice_alert_id", "alert_id", "channel"),
     )

@@ -180,6 +180,7 @@ class Due:
 
     channel: str
     message_id: uuid.UUID
+    claimed_at: datetime
     is_again: bool
     with_digest: bool
     attempts: int = 0
@@ -192,7 +193,7 @@ def due(session: Session, channel: str, pace: Pace, now: datetime) -> Due | None
     channel that was away for a day is not given a thousand.
     """
     mine = (_n.channel == channel, _n.status == WAITING)
-    query = select(_n.message_id, _n.next_try_at, _n.attempts)
+    query = select(_n.message_id, _n.next_try_at, _n.attempts, _n.claimed_at)
     again = session.execute(query.where(*mine, _n.message_id.is_not(None)).limit(1)).first()
     if again is not None:
         if not _has_come(again.next_try_at, now):
@@ -200,6 +201,7 @@ def due(session: Session, channel: str, pace: Pace, now: datetime) -> Due | None
         return Due(
             channel=channel,
             message_id=again.message_id,
+            claimed_at=again.claimed_at,
             is_again=True,
             with_digest=False,
             attempts=again.attempts,
@@ -219,7 +221,13 @@ def due(session: Session, channel: str, pace: Pace, now: datetime) -> Due | None
     )
     if (session.scalar(lately) or 0) >= pace.most_per_hour:
         return None
-    return Due(channel=channel, message_id=uuid.uuid4(), is_again=False, with_digest=with_digest)
+    return Due(
+        channel=channel,
+        message_id=uuid.uuid4(),
+        claimed_at=now,
+        is_again=False,
+        with_digest=with_digest,
+    )
 
 
 def _has_come(moment: datetime, now: datetime) -> bool:
@@ -243,7 +251,9 @@ def claim(session: Session, due: Due, *, now: datetime, lease: timedelta) -> boo
         return _changed(session, whose.where(*mine).values(held)) > 0
     _settle(session, due.channel)
     which: tuple[ColumnElement[bool], ...] = () if due.with_digest else (_n.is_urgent,)
-    taken = whose.where(_FREE, *which).values(message_id=due.message_id, **held)
+    taken = whose.where(_FREE, *which).values(
+        message_id=due.message_id, claimed_at=due.claimed_at, **held
+    )
     return _changed(session, taken) > 0
 
 
@@ -273,7 +283,8 @@ _GRAVITY = case(RANKS, value=_n.severity, else_=0)
 
 def contents(session: Session, due: Due, *, most: int) -> Contents:
     """Read the notices of a message."""
-    mine = (_n.message_id == due.message_id, _n.channel == due.channel)
+    # Without the status the index of what waits would be of no use.
+    mine = (_n.message_id == due.message_id, _n.channel == due.channel, _n.status == WAITING)
     counted = select(_n.kind, _n.severity, func.count(), func.min(_n.at)).where(*mine)
     counts: dict[tuple[str, str], int] = {}
     since: list[datetime] = []
@@ -334,9 +345,12 @@ def give_up_strangers(session: Session, channels: Collection[str], before: datet
 
 def try_again(session: Session) -> int:
     """Let everything that was given up, or waits for its next try, be sent anew."""
-    anew = {"status": WAITING, "message_id": None, "attempts": 0, "next_try_at": None}
+    anew = {"status": WAITING, "attempts": 0} | dict.fromkeys(
+        ("message_id", "claimed_at", "next_try_at")
+    )
     number = _changed(session, update(notice).where(_n.status == FAILED).values(anew))
-    soon = (_n.status == WAITING, _n.next_try_at.is_not(None))
+    # Not what a sender has in hand for the first time.
+    soon = (_n.status == WAITING, _n.next_try_at.is_not(None), _n.last_error.is_not(None))
     session.execute(update(notice).where(*soon).values(next_try_at=_n.at))
     return number
 

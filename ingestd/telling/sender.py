@@ -224,7 +224,7 @@ class Sender:
             if due.message_id not in self._unmarked:
                 send_in_time(channel, message.of_contents(due.message_id, contents), seconds)
         except Undelivered as error:
-            self._note_failure(channel, due, error, contents.since)
+            self._note_failure(channel, due, error)
             return 0
         self._unmarked.add(due.message_id)
         with self.store.at_work(writer=True) as session:
@@ -239,12 +239,10 @@ class Sender:
         )
         return 1
 
-    def _note_failure(
-        self, channel: Channel, due: Due, error: Undelivered, since: datetime
-    ) -> None:
+    def _note_failure(self, channel: Channel, due: Due, error: Undelivered) -> None:
         now = self.clock()
         pause = max(_pause_after(due.attempts), error.pause)
-        is_over = now - since >= timedelta(hours=self.settings.notify.give_up_hours)
+        is_over = now - due.claimed_at >= timedelta(hours=self.settings.notify.give_up_hours)
         next_try_at = None if is_over else now + pause
         with self.store.at_work(writer=True) as session:
             number = outbox.mark_failed(session, due, error=str(error), next_try_at=next_try_at)

@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("status", sa.String(10), nullable=False),
         sa.Column("message_id", sa.Uuid(), nullable=True),
+        sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("next_try_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
@@ -42,6 +43,7 @@ def upgrade() -> None:
         sqlite_where=WAITING,
     )
     op.create_index("ix_notice_sent_at", "notice", ["sent_at"])
+    op.create_index("ix_notice_alert_id", "notice", ["alert_id", "channel"])
 
 
 def downgrade() -> None:
