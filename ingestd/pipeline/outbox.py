@@ -42,6 +42,7 @@ WAITING, SENT, FAILED, SETTLED = "waiting", "sent", "failed", "settled"
 _WANTED, _CHANGES = "notices_wanted", "notices_changes"
 _HOUR, _MOMENT = timedelta(hours=1), timedelta(minutes=1)
 _LONGEST_PAUSE = timedelta(hours=2)
+_ASKED_AT_ONCE = 500
 
 notice = table_of(Notice)
 _n = notice.c
@@ -99,14 +100,17 @@ def _write_down(session: Session) -> None:
     if not changes:
         return
     wanted: Wanted = session.info[_WANTED]
+    told = _told_before(session, [each.alert_id for each in changes if each.kind == BACK])
     rows = [
         _row(
             channel,
             at=change.at,
             kind=change.kind,
             severity=change.severity,
-            # What comes back was told already; what is over is in no hurry.
-            is_urgent=change.severity in wanted.at_once and change.kind not in (BACK, CLEARED),
+            # What is over is in no hurry, nor what comes back to those who know of it.
+            is_urgent=change.severity in wanted.at_once
+            and change.kind != CLEARED
+            and (change.kind != BACK or (change.alert_id, channel) not in told),
             alert_id=change.alert_id,
             title=change.title,
         )
@@ -114,6 +118,16 @@ def _write_down(session: Session) -> None:
         for channel in wanted.channels
     ]
     session.connection().execute(insert(notice), rows)
+
+
+def _told_before(session: Session, alert_ids: Sequence[uuid.UUID]) -> set[tuple[uuid.UUID, str]]:
+    """Which of these alerts were told by which channels."""
+    told: set[tuple[uuid.UUID, str]] = set()
+    for start in range(0, len(alert_ids), _ASKED_AT_ONCE):
+        some = alert_ids[start : start + _ASKED_AT_ONCE]
+        query = select(_n.alert_id, _n.channel).where(_n.alert_id.in_(some), _n.status == SENT)
+        told.update((row.alert_id, row.channel) for row in session.connection().execute(query))
+    return told
 
 
 def _forget(session: Session) -> None:
