@@ -132,7 +132,13 @@ class StorageFault(IngestError):
 class Undelivered(IngestError):
     """A message that was not taken, and why, without a word of the channel's URL."""
 
-    def __init__(self, reason: str, *, pause: timedelta = timedelta()) -> None:
-        """`pause` is what the other end asks for before the next try."""
+    def __init__(
+        self, reason: str, *, pause: timedelta = timedelta(), is_refused: bool = False
+    ) -> None:
+        """`pause` is what the other end asks for before the next try.
+
+        `is_refused`: the channel works, it is this message that is not wanted.
+        """
         super().__init__(reason)
         self.pause = pause
+        self.is_refused = is_refused

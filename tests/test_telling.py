@@ -17,7 +17,7 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.config import ConfigError, Notify, Settings, load_settings
-from ingestd.errors import Undelivered
+from ingestd.errors import StorageFault, Undelivered
 from ingestd.models import Alert, Notice
 from ingestd.pipeline import outbox
 from ingestd.pipeline.alerts import Settlement, alert_id
@@ -153,7 +153,10 @@ def test_an_alert_and_its_notice_are_there_together_or_not_at_all(
 def test_what_changes_of_an_alert_is_noted_once_for_each_change(
     sessions: Sessions, clock: Clock
 ) -> None:
-    """New, graver, cleared, back; that it still holds is no news, nor that it is less grave."""
+    """New, graver, cleared, back; that it still holds is no news, nor that it is less grave.
+
+    What is back is in a hurry where nobody was told before.
+    """
     expected = []
     for finding, change in (
         ("warning", ("opened", "warning", False)),
@@ -164,7 +167,7 @@ def test_what_changes_of_an_alert_is_noted_once_for_each_change(
         ("", None),
         ("critical", ("worse", "critical", True)),
         ("", ("cleared", "critical", False)),
-        ("critical", ("back", "critical", False)),
+        ("critical", ("back", "critical", True)),
     ):
         clock.advance(1)
         settle(sessions, clock, *([found(finding)] if finding else []))  # type: ignore[arg-type]  # a severity
@@ -370,6 +373,8 @@ def test_that_an_alert_cleared_itself_is_told_to_who_was_told_of_it(
     assert 1 == sender.turn(AT_ONCE)
     assert ["critical", "info"] == [each.json["severity"] for each in hook.posted]
     assert ["opened", "cleared"] == [each.json["changes"][0]["kind"] for each in hook.posted]
+    settle(sessions, clock, found())
+    assert [False] == [is_urgent for kind, _, is_urgent in noted(sessions) if kind == "back"]
 
 
 def test_a_clock_that_is_set_back_holds_nothing_up(
@@ -418,6 +423,50 @@ def test_what_is_given_up_is_said_and_can_be_tried_again(
             assert [error] == list(told)
 
 
+def test_a_message_that_is_refused_again_and_again_is_in_nobodys_way_for_long(
+    sessions: Sessions, clock: Clock, hook: Hook, new_sender: NewSender
+) -> None:
+    """It is given up after half an hour, since the channel works; the next one goes."""
+    hook.answers = [413] * 8 + [200]
+    settle(sessions, clock, found())
+    sender = new_sender()
+    for _ in range(8):
+        assert ["waiting"] == states(sessions)
+        sender.turn(AT_ONCE)
+        clock.advance(3600)
+    assert ["failed"] == states(sessions)
+    settle(sessions, clock, found(), found(subject="y"))
+    assert 1 == sender.turn(AT_ONCE)
+    assert "y is odd" == hook.titles()[-1]
+
+
+def test_while_the_database_is_away_many_troubles_are_one_message(
+    tmp_path: Path, clock: Clock, hook: Hook
+) -> None:
+    """The same one until it is taken, whatever comes meanwhile; and not too many in an hour."""
+    settings = Settings.model_validate({"database": {"url": f"sqlite:///{tmp_path}/none.db"}})
+    notify = Notify(channels={"duty": hook.url}, most_per_hour=2)
+    settings = settings.model_copy(update={"notify": notify})
+    troubles = Troubles(timedelta())
+    sender = Sender(settings, channels_of(notify), Store(settings), clock, troubles)
+    hook.answers = [500, 200]
+    for count in (300, 1, 1):
+        for number in range(count):
+            troubles.hear("file_not_taken", {"path": f"{clock()} {number}"}, clock())
+        with pytest.raises(StorageFault):
+            sender.turn()
+        clock.advance(60)
+    first, again, more = [posted.json for posted in hook.posted]
+    assert first["id"] == again["id"] != more["id"]
+    assert (30, 270, 2) == (len(first["changes"]), first["left_out"], len(more["changes"]))
+    troubles.hear("file_not_taken", {"path": "x"}, clock())
+    for seconds, expected in ((0, 3), (3600, 4)):
+        clock.advance(seconds)
+        with pytest.raises(StorageFault):
+            sender.turn()
+        assert expected == len(hook.posted)
+
+
 def test_old_notices_are_swept_and_what_waits_stays(
     sessions: Sessions, clock: Clock, hook: Hook, new_sender: NewSender
 ) -> None:
@@ -461,6 +510,8 @@ def test_a_server_that_does_not_end_costs_a_limited_time(hook: Hook, clock: Cloc
     [channel] = channels_of(Notify(channels={"duty": hook.url}, timeout_seconds=100))
     with pytest.raises(Undelivered, match=r"within 0\.2 s"):
         send_in_time(channel, message.of_test(clock()), 0.2)
+    with pytest.raises(Undelivered, match="stopped before"):
+        send_in_time(channel, message.of_test(clock()), 100, lambda: True)
     go_on.set()
 
 
@@ -472,6 +523,7 @@ def test_what_goes_wrong_is_said_without_the_url(clock: Clock, hook: Hook) -> No
         (f"https://me:{secret}@127.0.0.1:{hook.port}/", "TLS"),
         (f"http://no-such-host.invalid/{secret}", "unknown host"),
         (f"json://me:{secret}@127.0.0.1:1/{secret}", ""),
+        (f"http://mё:{secret}@127.0.0.1:1/", "refused"),
     ):
         [channel] = channels_of(Notify(channels={"duty": url}))
         assert secret not in repr(channel)
@@ -493,6 +545,26 @@ def test_other_urls_go_through_apprise(hook: Hook, clock: Clock) -> None:
     hook.answers = [500]
     with pytest.raises(Undelivered):
         channel.send(message.of_test(clock()))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("tgram://123456789:abcdefg_hijklmnop/12315544/", ("split", False)),
+        ("tgram://123456789:abcdefg_hijklmnop/12315544/?redirect=yes", ("split", True)),
+        (
+            "discord://4174216298/JHMHI8qBe7bk2ZwO5U711o3dV_js?overflow=truncate",
+            ("truncate", False),
+        ),
+        ("twilio://AC00000000000000000000000000000000:a@15551234567", ("truncate", False)),
+    ],
+)
+def test_what_is_too_long_for_a_chat_goes_in_parts(url: str, expected: tuple[str, bool]) -> None:
+    """Unless the URL says otherwise; a short message would be dozens and has the beginning."""
+    [channel] = channels_of(Notify(channels={"chat": url}))
+    [service] = channel._notifier  # type: ignore[attr-defined]  # noqa: SLF001 - what apprise made of it
+    overflow = getattr(service.overflow_mode, "value", service.overflow_mode)
+    assert expected == (overflow, service.redirects)
 
 
 def test_without_apprise_it_is_said_what_to_install() -> None:

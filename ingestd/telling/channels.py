@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import warnings
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,7 +30,12 @@ from ingestd.telling.message import Message
 
 _TYPES = {"critical": "failure", "warning": "warning", "info": "info"}
 _LONGEST_PAUSE = timedelta(hours=1)
+_SLICE_SECONDS, _STOP_SECONDS = 0.25, 2.0
 _OK, _REDIRECTS, _ERRORS = 200, 300, 400
+# About the message, not the channel: not understood, too large, not as it should be.
+_REFUSALS = (400, 413, 422)
+# A message in parts of so many characters would be dozens: of a short message, the beginning.
+_SHORT = 1000
 
 
 class Channel(Protocol):
@@ -63,8 +69,15 @@ def channels_of(told: Notify) -> list[Channel]:
     return found
 
 
-def send_in_time(channel: Channel, message: Message, seconds: float) -> None:
+def send_in_time(
+    channel: Channel,
+    message: Message,
+    seconds: float,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Send a message, and wait for it no longer than so; a library may wait for each byte anew.
+
+    At a stop it is waited for a moment only.
 
     Raises:
         Undelivered: it was not taken, or nobody knows yet.
@@ -81,9 +94,16 @@ def send_in_time(channel: Channel, message: Message, seconds: float) -> None:
 
     at_it = threading.Thread(target=send, name=f"notify {channel.name}", daemon=True)
     at_it.start()
-    at_it.join(seconds)
+    until = time.monotonic() + seconds
+    while at_it.is_alive() and (left := until - time.monotonic()) > 0:
+        at_it.join(min(left, _SLICE_SECONDS))
+        if should_stop():
+            at_it.join(min(left, _STOP_SECONDS))
+            break
     if not ended:
-        raise Undelivered(f"no end of it within {seconds:g} s")
+        is_stopped = time.monotonic() < until
+        reason = "stopped before its end" if is_stopped else f"no end of it within {seconds:g} s"
+        raise Undelivered(reason)
     if isinstance(ended[0], Undelivered):
         raise ended[0]
     if ended[0] is not None:
@@ -138,7 +158,11 @@ class Webhook:
         if _REDIRECTS <= status < _ERRORS:
             raise Undelivered(f"answered {status}: redirects are not followed, name the new place")
         if not _OK <= status < _REDIRECTS:
-            raise Undelivered(f"answered {status}", pause=_asked_for(headers.get("Retry-After")))
+            raise Undelivered(
+                f"answered {status}",
+                pause=_asked_for(headers.get("Retry-After")),
+                is_refused=status in _REFUSALS,
+            )
 
     def _headers(self, message: Message, body: bytes) -> Mapping[str, str]:
         headers = {
@@ -147,7 +171,9 @@ class Webhook:
             "Idempotency-Key": str(message.id),
         }
         if auth := urllib3.util.parse_url(self.url).auth:
-            headers |= urllib3.util.make_headers(basic_auth=unquote(auth))
+            # By ourselves: urllib3 knows no letters but those of Latin-1.
+            word = b64encode(unquote(auth).encode()).decode()
+            headers["Authorization"] = f"Basic {word}"
         if self.secret is not None:
             at = str(int(self.clock()))
             headers["X-Ingestd-Timestamp"] = at
@@ -192,6 +218,8 @@ def _asked_for(retry_after: str | None) -> timedelta:
 
 # Through apprise ----------------------------------------------------------------------------
 
+_WITH_HOST = {"mailto", "json", "xml", "form"}
+
 
 class ThroughApprise:
     """Mail, chats, short messages and a hundred more, by the URLs of apprise."""
@@ -228,20 +256,35 @@ class ThroughApprise:
 
 
 def _notifier(name: str, kind: str, url: str, seconds: float) -> Any:
-    times = f"cto={seconds / 2:g}&rto={seconds / 2:g}"
-    if not re.search(r"[?&][cr]to=", url):
-        url = f"{url}{'&' if '?' in url else '?'}{times}"
     # It imports a hundred modules for as many services, some of them past their time.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        notifier = _apprise(name, kind).Apprise()
-        is_known = notifier.add(url)
+        apprise = _apprise(name, kind)
+        notifier = apprise.Apprise()
+        is_known = notifier.add(_with_usual(url, seconds, overflow="split"))
+        if is_known and any(each.body_maxlen < _SHORT for each in notifier):
+            notifier.clear()
+            is_known = notifier.add(_with_usual(url, seconds, overflow="truncate"))
     if not is_known:
         raise ConfigError(
             f"notify.channels.{name}: apprise knows no such URL of {kind}://; see "
             "https://github.com/caronc/apprise/wiki"
         )
     return notifier
+
+
+def _with_usual(url: str, seconds: float, *, overflow: str) -> str:
+    """The URL with what we want of every service, where it does not say so itself.
+
+    Left to itself apprise sends a text that is too long as it is, and a chat refuses it; and it
+    follows redirects with all that the message says.
+    """
+    half = f"{seconds / 2:g}"
+    usual = {"cto": half, "rto": half, "overflow": overflow, "redirect": "no"}
+    for key, value in usual.items():
+        if not re.search(rf"[?&]{key}=", url, re.IGNORECASE):
+            url = f"{url}{'&' if '?' in url else '?'}{key}={value}"
+    return url
 
 
 def _apprise(name: str, kind: str) -> ModuleType:
@@ -262,9 +305,13 @@ def _apprise(name: str, kind: str) -> ModuleType:
 
 
 def _secrets_of(url: str) -> list[str]:
-    """Whatever stands in a URL but its scheme and host, the longest first."""
+    """Whatever stands in a URL but its scheme, the longest first.
+
+    And but its host, where that is one: with most services it is a token.
+    """
     parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
+    is_host = parts.scheme.lower().removesuffix("s") in _WITH_HOST
+    host = (parts.hostname or "").lower() if is_host else ""
     words = re.split(r"[/?&=:@,#]", url.partition("://")[2])
     found = {word for word in words for word in (word, unquote(word)) if len(word) > 2}  # noqa: PLR2004 - shorter ones are no secret
     return sorted((word for word in found if word.lower() != host), key=len, reverse=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -44,15 +45,46 @@ class Message:
         return orjson.dumps(self.payload, option=orjson.OPT_UTC_Z)
 
 
+_GOOD = ("cleared", OVER)
+
+
 def of_contents(message_id: uuid.UUID, contents: Contents) -> Message:
     """A message about what waited in the outbox."""
     changes = [_change(row) for row in contents.gravest]
+    return _listed(message_id, changes, contents.counts, contents.since)
+
+
+def of_troubles(message_id: uuid.UUID, troubles: Sequence[Trouble]) -> Message:
+    """A message about the daemon that no outbox could hold."""
+    gravest = sorted(troubles, key=lambda each: (_ORDER.index(each.severity), each.at))
+    changes = [
+        {
+            "kind": trouble.kind,
+            "severity": trouble.severity,
+            "title": safe(trouble.title),
+            "description": safe(trouble.description),
+            "at": trouble.at,
+            "alert_id": None,
+        }
+        for trouble in gravest[:MOST_LISTED]
+    ]
+    counts = Counter((trouble.kind, trouble.severity) for trouble in troubles)
+    return _listed(message_id, changes, counts, min(trouble.at for trouble in troubles))
+
+
+def _listed(
+    message_id: uuid.UUID,
+    changes: Sequence[Mapping[str, Any]],
+    counts: Mapping[tuple[str, str], int],
+    since: datetime,
+) -> Message:
+    """A message that lists the gravest changes and counts the rest."""
     by_severity = {
-        severity: sum(number for (_, one), number in contents.counts.items() if one == severity)
+        severity: sum(number for (_, one), number in counts.items() if one == severity)
         for severity in _ORDER
     }
-    total = sum(contents.counts.values())
-    is_bad = sum(number for (kind, _), number in contents.counts.items() if kind not in _GOOD)
+    total = sum(counts.values())
+    is_bad = sum(number for (kind, _), number in counts.items() if kind not in _GOOD)
     counted = ", ".join(f"{number} {name}" for name, number in by_severity.items() if number)
     title = f"{counted}: {changes[0]['title']}" if total > 1 else changes[0]["title"]
     lines = [_line(change) for change in changes]
@@ -67,38 +99,14 @@ def of_contents(message_id: uuid.UUID, contents: Contents) -> Message:
         title=title,
         lines=lines,
         more={
-            "since": contents.since,
+            "since": since,
             "counts": [
                 {"kind": kind, "severity": severity, "number": number}
-                for (kind, severity), number in contents.counts.items()
+                for (kind, severity), number in counts.items()
             ],
             "changes": changes,
             "left_out": total - len(changes),
         },
-    )
-
-
-_GOOD = ("cleared", OVER)
-
-
-def of_trouble(message_id: uuid.UUID, trouble: Trouble) -> Message:
-    """A message about the daemon that no outbox could hold."""
-    title = safe(trouble.title)
-    change = {
-        "kind": trouble.kind,
-        "severity": trouble.severity,
-        "title": title,
-        "description": safe(trouble.description),
-        "at": trouble.at,
-        "alert_id": None,
-    }
-    counts = [{"kind": trouble.kind, "severity": trouble.severity, "number": 1}]
-    return _made(
-        message_id,
-        severity="info" if trouble.kind == OVER else trouble.severity,
-        title=title,
-        lines=[_line(change)],
-        more={"since": trouble.at, "counts": counts, "changes": [change], "left_out": 0},
     )
 
 

@@ -35,9 +35,11 @@ log = structlog.get_logger()
 
 _SPARE = timedelta(seconds=30)
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=15), timedelta(hours=1)
-_SWEEP_EVERY = timedelta(hours=6)
+_SWEEP_EVERY, _HOUR = timedelta(hours=6), timedelta(hours=1)
 # Who waits longer for the database tells the people from memory.
 _PATIENCE_SECONDS = 10.0
+# A message that is refused, by a channel that works, is given up after so many tries: half an hour.
+_MOST_REFUSALS = 8
 
 
 def wanted_of(told: Notify) -> Wanted:
@@ -127,13 +129,25 @@ class Store:
 
 @dataclass(slots=True)
 class _InMemory:
-    """A trouble that no table holds yet: who is still to be told, and when it is tried again."""
+    """A trouble that no table holds yet, and who is still to be told."""
 
     trouble: Trouble
     left: set[str]
+
+
+@dataclass(slots=True)
+class _Parcel:
+    """What one channel is told in one message, from memory; the same until it is taken."""
+
+    told: list[_InMemory]
     message_id: uuid.UUID = field(default_factory=uuid.uuid4)
     attempts: int = 0
     next_try_at: datetime | None = None
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether it may be tried; a pause of more than hours is a clock that was set back."""
+        again = self.next_try_at
+        return again is None or again <= now or again > now + 2 * _LONGEST_PAUSE
 
 
 @dataclass(slots=True)
@@ -147,6 +161,9 @@ class Sender:
     troubles: Troubles | None = None
     should_stop: Callable[[], bool] = lambda: False
     _memory: list[_InMemory] = field(default_factory=list)
+    _parcels: dict[str, _Parcel] = field(default_factory=dict)
+    # When each channel got its messages of the last hour.
+    _sent_at: dict[str, list[datetime]] = field(default_factory=dict)
     # What the other end has, though the database could not be told.
     _unmarked: set[uuid.UUID] = field(default_factory=set)
     _swept_at: datetime | None = None
@@ -189,6 +206,7 @@ class Sender:
             with self.store.at_work(writer=True) as session:
                 outbox.add_troubles(session, [(each.trouble, each.left) for each in self._memory])
             self._memory.clear()
+            self._parcels.clear()
 
     def _look_after(self) -> None:
         """Give up what has no channel any more, and remove what is old: at times."""
@@ -222,11 +240,13 @@ class Sender:
             contents = outbox.contents(session, due, most=message.MOST_LISTED)
         try:
             if due.message_id not in self._unmarked:
-                send_in_time(channel, message.of_contents(due.message_id, contents), seconds)
+                told = message.of_contents(due.message_id, contents)
+                send_in_time(channel, told, seconds, self.should_stop)
         except Undelivered as error:
             self._note_failure(channel, due, error)
             return 0
         self._unmarked.add(due.message_id)
+        self._sent(channel.name)
         with self.store.at_work(writer=True) as session:
             number = outbox.mark_sent(session, due, now=self.clock())
         self._unmarked.discard(due.message_id)
@@ -242,7 +262,9 @@ class Sender:
     def _note_failure(self, channel: Channel, due: Due, error: Undelivered) -> None:
         now = self.clock()
         pause = max(_pause_after(due.attempts), error.pause)
-        is_over = now - due.claimed_at >= timedelta(hours=self.settings.notify.give_up_hours)
+        is_late = now - due.claimed_at >= timedelta(hours=self.settings.notify.give_up_hours)
+        # Else what is not wanted would keep everything behind it from the channel.
+        is_over = is_late or (error.is_refused and due.attempts + 1 >= _MOST_REFUSALS)
         next_try_at = None if is_over else now + pause
         with self.store.at_work(writer=True) as session:
             number = outbox.mark_failed(session, due, error=str(error), next_try_at=next_try_at)
@@ -260,26 +282,44 @@ class Sender:
 
     def _tell_from_memory(self) -> None:
         """The database is away: tell what it cannot hold, and try again what was not taken."""
-        for each in self._memory:
-            now = self.clock()
-            if each.next_try_at is not None and now < each.next_try_at:
-                continue
-            told = message.of_trouble(each.message_id, each.trouble)
-            for channel in self.channels:
-                if channel.name in each.left and not self.should_stop():
-                    self._tell_directly(channel, each, told)
-            each.next_try_at = now + _pause_after(each.attempts)
-            each.attempts += 1
+        for channel in self.channels:
+            parcel = self._parcels.get(channel.name) or self._packed(channel.name)
+            is_due = parcel is not None and parcel.is_due(self.clock())
+            if parcel is not None and is_due and not self.should_stop():
+                self._parcels[channel.name] = parcel
+                self._tell_directly(channel, parcel)
         self._memory = [each for each in self._memory if each.left]
 
-    def _tell_directly(self, channel: Channel, each: _InMemory, told: message.Message) -> None:
+    def _packed(self, channel: str) -> _Parcel | None:
+        """All that a channel is still to be told, unless it was told enough within this hour."""
+        told = [each for each in self._memory if channel in each.left]
+        is_room = len(self._lately(channel)) < self.settings.notify.most_per_hour
+        return _Parcel(told) if told and is_room else None
+
+    def _lately(self, channel: str) -> list[datetime]:
+        now = self.clock()
+        return [at for at in self._sent_at.get(channel, ()) if now - _HOUR < at <= now]
+
+    def _tell_directly(self, channel: Channel, parcel: _Parcel) -> None:
+        troubles = [each.trouble for each in parcel.told]
+        told = message.of_troubles(parcel.message_id, troubles)
+        number = len(troubles)
         try:
-            send_in_time(channel, told, self.settings.notify.timeout_seconds)
+            send_in_time(channel, told, self.settings.notify.timeout_seconds, self.should_stop)
         except Undelivered as error:
-            log.warning("notice_not_sent", channel=channel.name, error=str(error), notices=1)
+            pause = max(_pause_after(parcel.attempts), error.pause)
+            parcel.next_try_at = self.clock() + pause
+            parcel.attempts += 1
+            log.warning("notice_not_sent", channel=channel.name, error=str(error), notices=number)
             return
-        each.left.discard(channel.name)
-        log.info("notice_sent", channel=channel.name, message=str(told.id), notices=1)
+        self._sent(channel.name)
+        for each in parcel.told:
+            each.left.discard(channel.name)
+        log.info("notice_sent", channel=channel.name, message=str(told.id), notices=number)
+
+    def _sent(self, channel: str) -> None:
+        self._parcels.pop(channel, None)
+        self._sent_at[channel] = [*self._lately(channel), self.clock()]
 
 
 def _pause_after(attempts: int) -> timedelta:
