@@ -345,18 +345,21 @@ def once(
         finally:
             engine.dispose()
         if not stop.is_set():
-            _tell_people(settings)
+            _tell_people(settings, stop.is_set)
         summary.stopped_by = stop.signal if summary.waiting else None
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def _tell_people(settings: Settings) -> None:
+def _tell_people(settings: Settings, should_stop: Callable[[], bool]) -> None:
     """Send what this run found; what could not be sent goes with the next one."""
     try:
-        send_what_waits(settings)
+        send_what_waits(settings, should_stop=should_stop)
     except (ConfigError, StorageFault) as error:
         log.warning("notices_put_off", error=str(error), until="the next run")
+    except Exception:
+        # The files are in: whatever it is, it is no failure of this run.
+        log.exception("notices_failed", until="the next run")
 
 
 class _Once:
@@ -1114,19 +1117,18 @@ def _serve(
     )
     if engine is None:
         return True
-    _note_answers(engine, audience.systemd)
     try:
         return _loop(settings, engine, stop, hung_up, audience, port)
     finally:
         engine.dispose()
 
 
-def _note_answers(engine: Engine, systemd: Systemd) -> None:
-    """Let each answer of the database be a sign of life: a commit may be many statements."""
+def _ask_at_answers(engine: Engine, should_stop: Callable[[], bool]) -> None:
+    """Let each answer of the database be a sign of life, too: a commit may be many statements."""
 
     @event.listens_for(engine, "after_cursor_execute")
     def on_answer(*_told: object) -> None:
-        systemd.alive()
+        should_stop()
 
 
 def _loop(
@@ -1144,7 +1146,8 @@ def _loop(
 
     def should_stop() -> bool:
         # Only the loop and the file in work ask, wherever they have come one step further (the
-        # wait for an answer of the database asks `give_up`): whoever asks does not hang.
+        # wait for an answer of the database asks `give_up`): whoever asks does not hang. But a
+        # daemon that goes on while one of its workers hangs is not alive.
         if not workers.is_any_silent:
             audience.systemd.alive()
         return stop.is_set() or hung_up.is_set()
@@ -1158,6 +1161,7 @@ def _loop(
         on_step=audience.on_step,
     )
     workers = make_workers(settings, ingest)
+    _ask_at_answers(engine, should_stop)
     ingest.on_progress = workers.on_progress = audience.read
     watch = settings.watch
     watcher = Watcher(watch.inbox, wanted=watch.events, probe_seconds=watch.probe_seconds)

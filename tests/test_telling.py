@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pytest
 from sqlalchemy import event, select
 from sqlalchemy.orm import Session, sessionmaker
+from structlog.testing import capture_logs
 
 from ingestd.config import ConfigError, Notify, Settings, load_settings
 from ingestd.errors import StorageFault, Undelivered
@@ -28,6 +29,7 @@ from ingestd.pipeline.step import Step
 from ingestd.telling import message
 from ingestd.telling.channels import channels_of, send_in_time, signature
 from ingestd.telling.sender import Sender, Store, wanted_of
+from ingestd.telling.teller import PutOff
 from ingestd.telling.troubles import KNOWN, Troubles
 
 from .conftest import Clock, Did, DropFile, Voting
@@ -476,6 +478,18 @@ def test_old_notices_are_swept_and_what_waits_stays(
     clock.advance(91 * 86_400)
     new_sender().turn(Pace(gather=timedelta(), digest=timedelta(days=365), most_per_hour=20))
     assert ["waiting"] == states(sessions)
+
+
+def test_a_database_that_keeps_people_from_being_told_is_said_once_a_minute() -> None:
+    """With its reason: the daemon may meet nothing of it, as of a schema that is not ours."""
+    put_off = PutOff()
+    with capture_logs() as logs:
+        for second in range(0, 131, 5):
+            put_off.note(StorageFault("not ours"), second)
+        put_off.over()
+        put_off.note(StorageFault("not ours"), 200)
+    expected = [("notices_put_off", "not ours", seconds) for seconds in (60, 120)]
+    assert expected == [(each["event"], each["error"], each["for_seconds"]) for each in logs]
 
 
 # Channels -----------------------------------------------------------------------------------

@@ -278,3 +278,20 @@ def test_once_tells_what_it_found(
     assert first == again
     assert "answered 503" in once.log()
     assert "SECRET-TOKEN" not in once.log()
+
+
+def test_once_that_is_stopped_while_it_tells_ends(
+    run: Run, sqlite_url: str, hook: Hook, voting: Voting, inbox: Path
+) -> None:
+    """Files are in; the message goes with the next run."""
+    go_on = threading.Event()
+    hook.before = lambda _posted: go_on.wait(120)
+    name, content = refused(voting, 8)
+    (inbox / name).write_bytes(content)
+    once = run(sqlite_url, "once", TIMEOUT_SECONDS=100)
+    soon(lambda: hook.posted)
+    assert 0 == once.stop()
+    assert not go_on.is_set()
+    assert ["waiting"] == states_on(sqlite_url)
+    assert "stopped before its end" in once.log()
+    go_on.set()

@@ -164,9 +164,14 @@ class Workers:
 
     @property
     def is_any_silent(self) -> bool:
-        """Whether a worker with files at hand came no step further for a minute."""
+        """Whether a worker with files at hand came no step further for a minute.
+
+        What it said is heard late by a daemon that was long at something else.
+        """
         since = time.monotonic() - _SILENT_SECONDS
-        return any(each.held and each.heard_at < since for each in self._team)
+        return any(
+            each.held and each.heard_at < since and not each.pipe.poll() for each in self._team
+        )
 
     @property
     def has_offers(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -58,26 +59,58 @@ def telling(settings: Settings, channels: Sequence[Channel]) -> Iterator[None]:
 
 
 def _tell(sender: Sender, stop: threading.Event) -> None:
+    put_off = PutOff()
     said_at = -_SAID_EVERY_SECONDS
     while not stop.is_set():
-        pause = _TURN_SECONDS
+        pause = _PAUSE_SECONDS
         try:
             sender.turn()
-        except StorageFault:
-            pause = _PAUSE_SECONDS  # the daemon says it
+        except StorageFault as fault:
+            put_off.note(fault, time.monotonic())
         except Exception:
             # Whatever it is: people are told as long as the daemon runs.
-            pause = _PAUSE_SECONDS
             if time.monotonic() - said_at >= _SAID_EVERY_SECONDS:
                 said_at = time.monotonic()
                 log.exception("notices_failed", again_in_seconds=pause)
+        else:
+            pause = _TURN_SECONDS
+            put_off.over()
         stop.wait(pause)
     with suppress(Exception):
         sender.put_down()
     sender.store.close()
 
 
-def send_what_waits(settings: Settings, *, is_all: bool = False) -> int:
+@dataclass(slots=True)
+class PutOff:
+    """Says that the database keeps people from being told: when it lasts, once a minute.
+
+    Of the first minute the daemon says enough, where it met the same.
+    """
+
+    _since: float | None = None
+    _said_at: float = 0.0
+
+    def note(self, fault: StorageFault, now: float) -> None:
+        """Note a turn in which it was away."""
+        if self._since is None:
+            self._since = self._said_at = now
+        if now - self._said_at >= _SAID_EVERY_SECONDS:
+            self._said_at = now
+            seconds = round(now - self._since)
+            log.warning("notices_put_off", error=str(fault), for_seconds=seconds)
+
+    def over(self) -> None:
+        """Note that it is there."""
+        self._since = None
+
+
+def send_what_waits(
+    settings: Settings,
+    *,
+    is_all: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
     """Send what is due now, without waiting for more; how many messages were sent.
 
     `is_all` also sends what waits for the digest. Raises ConfigError, StorageFault.
@@ -93,6 +126,6 @@ def send_what_waits(settings: Settings, *, is_all: bool = False) -> int:
     )
     store = Store(settings)
     try:
-        return Sender(settings, channels, store, now).turn(pace)
+        return Sender(settings, channels, store, now, should_stop=should_stop).turn(pace)
     finally:
         store.close()
