@@ -37,7 +37,8 @@ from ingestd.standing import Standing
 from .conftest import Databases, PostgreSQL, Voting, csv_of, zip_of
 from .oracle import unsound
 from .proxy import proxy_before
-from .running import ROOT, Running, Start, is_empty, open_sessions, soon, starter
+from .running import ROOT, RUN, Running, Start, is_empty, open_sessions, soon, starter
+from .test_workers import gate_before, workers_of
 
 NOW = datetime(2024, 9, 9, 12, tzinfo=UTC)
 ANYWHERE = {"METRICS__LISTEN": "127.0.0.1:0"}
@@ -322,6 +323,43 @@ def test_a_daemon_that_hangs_is_not_healthy(
     (reason,) = ask(port, "/healthz").reasons
     assert reason.startswith("it came no step further for ")
     daemon.process.kill()
+
+
+# As in a daemon that is patient for a second instead of a minute.
+IMPATIENT = f"from ingestd.pipeline import workers\nworkers._SILENT_SECONDS = 1\n{RUN}"
+
+
+@pytest.mark.slow
+def test_a_daemon_of_which_a_worker_hangs_is_not_healthy(
+    team: tuple[Start, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it goes on itself, and its statements are answered."""
+    start, url = team
+    monkeypatch.setattr("tests.running.RUN", IMPATIENT)
+    daemon = start(wait=True, **ANYWHERE, **TEAM, METRICS__SILENT_SECONDS="2")
+    votings = [_voting(number) for number in range(2)]
+    # Both at once: for a single file no worker is started.
+    (first := daemon.folder / "first").mkdir()
+    for each in votings:
+        (first / each.name(8)).write_bytes(csv_of(each.ballots(8, 1)))
+    first.rename(daemon.inbox / "first")
+    soon(lambda: is_empty(daemon.inbox) and workers_of(daemon))
+    with gate_before(url, *votings) as gate:
+        drop(daemon.inbox, {each.name(9): csv_of(each.ballots(9, 40)) for each in votings})
+        soon(lambda: gate.waiting() == 2)
+        frozen = workers_of(daemon)
+        try:
+            for process in frozen:
+                os.kill(process, signal.SIGSTOP)
+            soon(lambda: ask(port_of(daemon), "/healthz").status == 503)
+        finally:  # who is frozen does not see that its daemon is gone
+            for process in frozen:
+                os.kill(process, signal.SIGCONT)
+        gate.open()
+    soon(lambda: is_empty(daemon.inbox), seconds=60)
+    soon(lambda: ask(port_of(daemon), "/healthz").status == 200)
+    with open_sessions(url) as sessions:
+        assert [] == unsound(sessions)
 
 
 # The port ------------------------------------------------------------------------------------
