@@ -52,6 +52,7 @@ from ingestd.systemd import Systemd
 from ingestd.telling.channels import Channel, channels_of
 from ingestd.telling.sender import wanted_of
 from ingestd.telling.teller import send_what_waits, telling
+from ingestd.telling.troubles import Troubles
 from ingestd.transient import database_at_work
 
 if TYPE_CHECKING:
@@ -1026,12 +1027,12 @@ def run(
         audience.starting(settings, is_again=False)
         _make_folders(settings, made)
         # Made once for these settings: the files they were made of may be broken by the next turn.
-        channels = channels_of(settings.notify)
+        channels, troubles = channels_of(settings.notify), Troubles()
         while not stop.is_set():
             _note_short_watchdog(settings, audience.systemd)
             port.listen_at(settings.metrics.listen)
             audience.figures.volumes.folders = _volumes(settings)
-            with telling(settings, channels):
+            with telling(settings, channels, troubles):
                 if not _serve(settings, stop, hung_up, audience, port):
                     return GAVE_UP
                 # Inside: that it was refused is told, too.

@@ -676,12 +676,25 @@ def test_a_trouble_is_told_when_it_lasts_and_when_it_is_over(clock: Clock) -> No
     assert "it lasted 60 s" in over.description
 
 
-def test_what_has_no_end_is_told_at_once_and_not_twice_an_hour(clock: Clock) -> None:
-    """A part of the daemon that ended, say."""
-    troubles = Troubles(timedelta(seconds=60))
-    for seconds, expected in ((0, 1), (10, 0), (3600, 1)):
+def test_a_trouble_that_lasts_over_a_reload_is_told_once(clock: Clock) -> None:
+    """The new daemon says it again; what it says only later is another one."""
+    troubles = Troubles()
+    for seconds, expected in ((0, 1), (5, 0), (3601, 1)):
+        troubles.begin_anew(timedelta(), clock())
         clock.advance(seconds)
-        troubles.hear("thread_died", {"thread": "x"}, clock())
+        troubles.hear("storage_away", {"error": "gone"}, clock())
+        assert expected == len(troubles.due(clock()))
+    troubles.begin_anew(timedelta(), clock())
+    troubles.hear("storage_back", {}, clock())
+    assert ["over"] == [each.kind for each in troubles.due(clock())]
+
+
+def test_what_has_no_end_is_told_at_once_and_not_twice_an_hour(clock: Clock) -> None:
+    """A part of the daemon that ended, say; another one that ends is another trouble."""
+    troubles = Troubles(timedelta(seconds=60))
+    for seconds, thread, expected in ((0, "x", 1), (10, "x", 0), (0, "y", 1), (3600, "x", 1)):
+        clock.advance(seconds)
+        troubles.hear("thread_died", {"thread": thread}, clock())
         assert expected == len(troubles.due(clock()))
 
 

@@ -32,14 +32,19 @@ def now() -> datetime:
 
 
 @contextmanager
-def telling(settings: Settings, channels: Sequence[Channel]) -> Iterator[None]:
-    """Tell people for the time of the block; nothing is started where there is no channel."""
+def telling(settings: Settings, channels: Sequence[Channel], known: Troubles) -> Iterator[None]:
+    """Tell people for the time of the block; nothing is started where there is no channel.
+
+    `known` are the troubles that stand since before a reload.
+    """
+    if not (channels and settings.notify.troubles):
+        known.forget()
     if not channels:
         yield
         return
     stop, is_late = threading.Event(), threading.Event()
-    hold = timedelta(seconds=settings.notify.trouble_seconds)
-    troubles = Troubles(hold) if settings.notify.troubles else None
+    known.begin_anew(timedelta(seconds=settings.notify.trouble_seconds), now())
+    troubles = known if settings.notify.troubles else None
     store = Store(settings, give_up=is_late.is_set)
     sender = Sender(settings, channels, store, now, troubles, stop.is_set)
     thread = threading.Thread(target=_tell, args=(sender, stop), name="notify", daemon=True)

@@ -64,21 +64,34 @@ class _Standing:
     since: datetime
     details: Mapping[str, object]
     is_told: bool = False
+    # The part of the daemon that said it was made anew then, and says it again if it still is so.
+    doubted_at: datetime | None = None
 
 
 @dataclass(slots=True)
 class Troubles:
     """The troubles that stand; `hear` may be called by any thread, all else by one."""
 
-    hold: timedelta
+    hold: timedelta = timedelta()
     _heard: deque[Heard] = field(default_factory=deque)
     _standing: dict[tuple[str, str], _Standing] = field(default_factory=dict)
-    _said: dict[str, datetime] = field(default_factory=dict)
+    _said: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
     def hear(self, event: str, details: Mapping[str, object], now: datetime) -> None:
         """Note an event of the log, if it means trouble or its end."""
         if event in KNOWN or event in _OVERS:
             self._heard.append((now, event, dict(details)))
+
+    def begin_anew(self, hold: timedelta, now: datetime) -> None:
+        """Go on after a reload, whose daemon says again what it meets: that is not told twice."""
+        self.hold = hold
+        for standing in self._standing.values():
+            standing.doubted_at = now
+
+    def forget(self) -> None:
+        """Know of nothing: nobody wants to be told."""
+        self._heard.clear()
+        self._standing.clear()
 
     def due(self, now: datetime) -> list[Trouble]:
         """What is to be told now."""
@@ -90,7 +103,8 @@ class Troubles:
             if event in _OVERS:
                 found += self._end(at, event, details)
         for standing in self._standing.values():
-            if not standing.is_told and now - standing.since >= self.hold:
+            is_sure = standing.doubted_at is None
+            if is_sure and not standing.is_told and now - standing.since >= self.hold:
                 standing.is_told = True
                 found.append(_told(TROUBLE, standing, standing.since))
         return found
@@ -98,12 +112,16 @@ class Troubles:
     def _begin(self, at: datetime, event: str, details: Mapping[str, object]) -> list[Trouble]:
         if KNOWN[event].over:
             key = event, _place_of(details)
-            standing = self._standing.setdefault(key, _Standing(event, at, details))
-            standing.details = details
+            standing = self._standing.get(key)
+            if standing is None or _is_another(standing, at):
+                standing = self._standing[key] = _Standing(event, at, details)
+            standing.details, standing.doubted_at = details, None
             return []
-        if event in self._said and at - self._said[event] < _NOT_TWICE_WITHIN:
+        # A part of the daemon may end after another; there are few, whatever files are called.
+        key = event, str(details.get("thread") or "")
+        if key in self._said and at - self._said[key] < _NOT_TWICE_WITHIN:
             return []
-        self._said[event] = at
+        self._said[key] = at
         return [_told(TROUBLE, _Standing(event, at, details), at)]
 
     def _end(self, at: datetime, event: str, details: Mapping[str, object]) -> list[Trouble]:
@@ -115,6 +133,11 @@ class Troubles:
         ]
         over = [self._standing.pop(key) for key in ended]
         return [_told(OVER, standing, at) for standing in over if standing.is_told]
+
+
+def _is_another(standing: _Standing, at: datetime) -> bool:
+    """Whether what stood before a reload, and was not said for long after it, began again."""
+    return standing.doubted_at is not None and at - standing.doubted_at >= _NOT_TWICE_WITHIN
 
 
 def _place_of(details: Mapping[str, object]) -> str:
