@@ -447,11 +447,17 @@ _CHANNEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _CHANNEL_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
+def _shown_name(name: str, number: int) -> str:
+    """The name of a channel, unless it is what should stand on the other side, with its secrets."""
+    return f"name number {number}" if any(sign in name for sign in ":/@") else repr(name)
+
+
 def _known_channels(channels: dict[str, str]) -> dict[str, str]:
     """The channels; what is wrong with one is said without its URL, which holds secrets."""
-    for name, url in channels.items():
+    for number, (name, url) in enumerate(channels.items(), 1):
         if not _CHANNEL_NAME.fullmatch(name):
-            raise ValueError(f"{name!r}: a channel's name has letters, digits, dots, _ and - only")
+            shown = _shown_name(name, number)
+            raise ValueError(f"{shown}: a channel's name has letters, digits, dots, _ and - only")
         if not _CHANNEL_URL.fullmatch(url):
             raise ValueError(f"{name}: must be a URL, such as https://host/hook or mailtos://…")
     return channels
@@ -722,9 +728,10 @@ def _channels_in(text: str, known: Mapping[str, str]) -> dict[str, str]:
         found: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f'a line must be like duty = "https://…": {error}') from None
-    for name, url in found.items():
+    for number, (name, url) in enumerate(found.items(), 1):
         if not isinstance(url, str):
-            raise ValueError(f'{name}: must be a URL in quotes: duty = "https://…"')  # noqa: TRY004 - of a file, not of an argument
+            shown = _shown_name(name, number)
+            raise ValueError(f'{shown}: must be a URL in quotes: duty = "https://…"')  # noqa: TRY004 - of a file, not of an argument
         if name in known:
             raise ValueError(f"{name} is a channel of the configuration, too; keep one")
     return _known_channels(found)
@@ -1002,6 +1009,8 @@ def _in_plain_words(details: ErrorDetails, places: list[Place]) -> str:
     if (section, key) == ("notify", "channels"):
         shown = "***"
     inner = "".join(f".{part}" for part in details["loc"][2:])
+    if shown == "***" and any(sign in inner for sign in ":/@"):
+        inner = ".***"
     return f"{place.spell(section, key)}{inner} = {shown}: {rule}"
 
 

@@ -848,6 +848,12 @@ class Daemon:
             raise faults[0]
         return taken
 
+    def end(self, hurries: Callable[[], bool]) -> None:
+        """End the workers; what they did meanwhile is in the figures, which outlive a reload."""
+        for taken in self.workers.close(hurries):
+            self.audience.figures.took(taken.found.relative, taken.jobs)
+        self._tell_figures()
+
     def _tell_figures(self) -> None:
         figures = self.audience.figures
         figures.spent(*self.ingest.tally.taken())
@@ -1210,7 +1216,7 @@ def _loop(
                 audience.on_ready()
             _wait(watcher, should_stop, _next_look(settings, daemon))
     finally:
-        daemon.workers.close(lambda: stop.is_overdue(settings.ingest.stop_seconds))
+        daemon.end(lambda: stop.is_overdue(settings.ingest.stop_seconds))
         ingest.close()
         watcher.stop()
         log.info("stopped", owner=ingest.owner, waiting=daemon.settling.waiting)

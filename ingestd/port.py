@@ -38,6 +38,7 @@ _REQUEST_SECONDS = 5.0
 _MOST_AT_ONCE = 8
 _RETRY_SECONDS = 30.0
 _LOOK_SECONDS = 0.25
+_SAID_EVERY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, place: tuple[str, int], pages: Mapping[str, Callable[[], Page]]) -> None:
         self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
         self.pages = pages
+        self._failed_at: float | None = None
         self._room = threading.BoundedSemaphore(_MOST_AT_ONCE)
         super().__init__(place, _Request)
 
@@ -154,6 +156,13 @@ class _Server(socketserver.ThreadingTCPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
+
+    def note_failure(self, error: Exception) -> None:
+        """Say, once a minute at most, that a page could not be made: that is our own mistake."""
+        now = time.monotonic()
+        if self._failed_at is None or now - self._failed_at >= _SAID_EVERY_SECONDS:
+            self._failed_at = now
+            log.error("page_failed", exc_info=error)
 
     def handle_error(self, request: _Socket, client_address: object) -> None:
         """Note it for who looks closely: what a stranger does is no event of ours."""
@@ -198,7 +207,14 @@ class _Request(BaseHTTPRequestHandler):
                 HTTPStatus.NOT_FOUND, explain=f"there are {' '.join(self.server.pages)}"
             )
             return
-        page = make()
+        try:
+            page = make()
+        except Exception as error:  # noqa: BLE001 - whatever it is, who asks is answered
+            self.server.note_failure(error)
+            self.send_error(
+                HTTPStatus.INTERNAL_SERVER_ERROR, explain="the log says more (page_failed)"
+            )
+            return
         self.send_response(page.status)
         self.send_header("Content-Type", page.kind)
         self.send_header("Content-Length", str(len(page.content)))

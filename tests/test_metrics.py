@@ -416,6 +416,22 @@ def test_nothing_listens_unless_it_is_asked_for() -> None:
     assert "" == Settings().metrics.listen
 
 
+def test_a_page_that_cannot_be_made_is_answered_and_said_once_a_minute() -> None:
+    """500 rather than silence, which would look like a daemon that is gone."""
+
+    def broken() -> Page:
+        raise ZeroDivisionError
+
+    port = Port({"/metrics": broken})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    port.listen_at(f"127.0.0.1:{number}")
+    with capture_logs() as logs:
+        assert [500, 500] == [ask(number, "/metrics").status for _ in range(2)]
+    port.close()
+    assert ["page_failed"] == [line["event"] for line in logs]
+
+
 @pytest.fixture
 def asked() -> Iterator[int]:
     """A port with one page."""

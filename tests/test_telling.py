@@ -603,6 +603,7 @@ def test_without_apprise_it_is_said_what_to_install() -> None:
     [
         ({"duty": "hunter2-is-no-url"}, "duty: must be a URL"),
         ({"two words": "https://host/hunter2"}, "'two words': a channel's name"),
+        ({"https://host/hunter2": "duty"}, "name number 1: a channel's name"),
         ({"duty": "https:///hunter2"}, "not a URL of a web server"),
         ({"duty": "nosuch://hunter2"}, "apprise knows no such URL of nosuch"),
     ],
@@ -632,8 +633,12 @@ def test_a_file_of_channels_is_added_to_those_of_the_configuration(tmp_path: Pat
     with pytest.raises(ConfigError, match="a is a channel of the configuration, too"):
         load_settings(config)
     more.write_text("b = 7\n")
-    with pytest.raises(ConfigError, match="b: must be a URL in quotes"):
+    with pytest.raises(ConfigError, match="'b': must be a URL in quotes"):
         load_settings(config)
+    more.write_text('"https://host/hunter2" = 7\n')
+    with pytest.raises(ConfigError, match="name number 1: must be a URL in quotes") as caught:
+        load_settings(config)
+    assert "hunter2" not in str(caught.value)
     more.write_text("b = hunter2\n")
     with pytest.raises(ConfigError, match="a line must be like") as caught:
         load_settings(config)
