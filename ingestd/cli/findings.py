@@ -237,10 +237,14 @@ def export(
         evidence = evidence_of(session, alert, limits, thresholds)
         lines = write_bundle(path, alert, owner.contract_id if owner else None, evidence)
     if is_json:
-        screen.print_json({"file": path, "lines": lines, "unread": list(evidence.unread)})
+        told = {"file": path, "lines": lines, "unread": list(evidence.unread)}
+        screen.print_json(told | {"is_due": evidence.is_due})
     else:
         screen.say(f"{path}: {screen.amount(lines, 'raw line')}")
         for line in evidence.unread:
             screen.say(f"could not be read: {line}", colour_of="warning")
+        if evidence.is_due:
+            due = "counts have changed that are not judged yet; export it again when they are"
+            screen.say(due, colour_of="warning")
     if evidence.unread:
         raise typer.Exit(FINDINGS)

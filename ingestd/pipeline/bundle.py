@@ -7,11 +7,10 @@ import csv
 import hashlib
 import io
 import json
-import re
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -20,13 +19,24 @@ from typing import IO, TYPE_CHECKING, Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ingestd.db import AnyRow
 from ingestd.errors import FileRefused, FileVanished
 from ingestd.job_state import DELIVERED, JobState
-from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, Reject
+from ingestd.models import (
+    Alert,
+    Constituency,
+    Election,
+    EvaluationDue,
+    FileProcessing,
+    HourlyStats,
+    Reject,
+)
+from ingestd.pipeline.bundle_check import OPERATIONS, Choice, choice_of
 from ingestd.pipeline.fsck.lines import opened, place_of
 from ingestd.pipeline.histories import histories_of
 from ingestd.pipeline.read import ReadLimits, RowReader
 from ingestd.pipeline.rules import RULES
+from ingestd.pipeline.stats import planned_voting
 from ingestd.pipeline.touched import chunks
 from ingestd.pipeline.validate import constituency_prefix, transaction_id
 
@@ -37,26 +47,6 @@ _COLUMNS = (
     *("contract", "slot", "is_cumulative", "is_current", "file", "file_sha256"),
     *("line", "line_sha256", "encoding", "text"),
 )
-_BALLOTS = ("vote", "blindSigIssue")
-_LISTS = ("addVotersList", "addToVotersList", "removeFromVotersList")
-_OPENINGS = ("createContract", "startVoting", "finishVoting")
-_ENDINGS = ("finishVoting", "decryption", "commissionDecryption", "results")
-# Of these rules the listed transactions say nothing alone: all rows of these operations do.
-_OPERATIONS = {
-    "votes_exceed_bulletins": _BALLOTS,
-    "turnout_over_registered": ("blindSigIssue", *_LISTS),
-    "results_mismatch": ("vote", "results", "createContract"),
-    "vote_without_main_key": ("vote", "addMainKey"),
-    "lifecycle_order": (*_BALLOTS, *_ENDINGS, "startVoting", "addMainKey"),
-    "roll_changed_during_voting": (*_LISTS, "startVoting"),
-    "outside_voting_window": (*_BALLOTS, *_OPENINGS),
-    "duplicate_vote_key": ("vote",),
-    "whole_export_differs": (),
-    "slot_republished": (),
-    "history_withdrawn": (),
-    "rollback_burst": _BALLOTS,
-    "rolled_back_for_good": _BALLOTS,
-}
 _OF_A_SLOT = ("slot_republished", "history_withdrawn")
 _MOST_REFUSED = 5_000  # lines of a file in quarantine
 
@@ -80,39 +70,29 @@ class Evidence:
     """The lines behind a finding, the files of its slots, files that could not be read, numbers.
 
     The lines are read as they are asked for, since a constituency may have gigabytes of them;
-    `unread` is complete when they are.
+    `unread`, `rejected` and `mended` are complete when they are. `voting` is what the settings say
+    of its time; `is_due` says that counts have changed which no rule has judged yet.
     """
 
     lines: Iterator[Line]
     files: Sequence[Mapping[str, Any]]
     unread: Sequence[str]
     tables: Mapping[str, str]
+    rejected: Sequence[Mapping[str, Any]] = ()
+    mended: Sequence[Mapping[str, Any]] = ()
+    voting: Mapping[str, str] = field(default_factory=dict)
+    is_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """Which lines of a file: by their numbers, or those that may be of some operations."""
 
-    numbers: frozenset[int] | None = None
-    tokens: re.Pattern[bytes] | None = None
-    since: int = 0
-    until: int = 1 << 62
+    numbers: frozenset[int] = frozenset()
+    choice: Choice | None = None
 
     def takes(self, line: int, text: bytes) -> bool:
-        if self.numbers is not None:
-            return line in self.numbers
-        if _IS_ROLLBACK.search(text) is not None:
-            return True
-        if self.tokens is not None and self.tokens.search(text) is None:
-            return False
-        if not self.since:
-            return True
-        parts = text.split(b";", 5)
-        ts = parts[4] if len(parts) > 4 else b""  # noqa: PLR2004 - docs/format.md, columns
-        return ts.isdigit() and self.since <= int(ts) < self.until
-
-
-_IS_ROLLBACK = re.compile(rb";-1\s*$")
+        return line in self.numbers or (self.choice is not None and self.choice.takes(text))
 
 
 def evidence_of(
@@ -122,30 +102,93 @@ def evidence_of(
     thresholds: Thresholds,
 ) -> Evidence:
     """Read again every line that tells of the finding, and the numbers that it was held against."""
-    unread: list[str] = []
-    lines = _lines(session, _wanted(session, alert), limits, unread)
+    wanted, read = _wanted(session, alert), _Reading([], [], [])
     return Evidence(
-        lines, list(_files(session, alert)), unread, _tables(session, alert, thresholds)
+        lines=_lines(session, wanted, limits, read),
+        files=list(_files(session, alert, wanted)),
+        unread=read.unread,
+        tables=_tables(session, alert, thresholds),
+        rejected=read.rejected,
+        mended=read.mended,
+        voting=_planned(session, alert),
+        is_due=_is_due(session, alert),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is found out while the lines are read."""
+
+    unread: list[str]
+    rejected: list[Mapping[str, Any]]
+    mended: list[Mapping[str, Any]]
+
+
+def _planned(session: Session, alert: Alert) -> dict[str, str]:
+    if alert.constituency_id is None or alert.type != "outside_voting_window":
+        return {}
+    planned = planned_voting(session, alert.constituency_id).items()
+    return {
+        name.removeprefix("voting_"): moment.isoformat()
+        for name, moment in planned
+        if moment is not None
+    }
+
+
+def _is_due(session: Session, alert: Alert) -> bool:
+    """Whether the evaluator may soon say something else of it."""
+    if alert.alert_class == "integrity":  # judged in the commit of the file
+        return False
+    return session.scalar(select(EvaluationDue.id).limit(1)) is not None
+
+
 def _lines(
-    session: Session, wanted: Mapping[uuid.UUID, _Wanted], limits: ReadLimits, unread: list[str]
+    session: Session,
+    wanted: Mapping[uuid.UUID, _Wanted],
+    limits: ReadLimits,
+    read: _Reading,
 ) -> Iterator[Line]:
-    """Read the files one after the other; `unread` is told of those that cannot be."""
+    """Read the files one after the other; `read` is told of those that cannot be."""
     jobs = [session.get_one(FileProcessing, key) for key in wanted]
     for job in sorted(jobs, key=lambda job: (job.contract_id or "", job.slot or "", job.sha256)):
         path = place_of(job)
         if path is None:
-            unread.append(f"{job.path}: it is no longer where it was put")
+            read.unread.append(f"{job.path}: it is no longer where it was put")
             continue
+        judged = _judged(session, job)
+        mended = frozenset(line for line, one in judged.items() if one.replayed_at is not None)
+        which = wanted[job.id]
+        if which.choice is not None:
+            # What a person wrote counts, whatever stood there.
+            which = replace(which, numbers=which.numbers | mended)
         try:
-            yield from _read(path, job, wanted[job.id], limits)
+            for line in _read(path, job, which, limits):
+                if line.number in judged:
+                    _tell(read, line, judged[line.number])
+                yield line
         except (FileRefused, FileVanished) as error:
             # Where the archive lies on this machine is nobody's business who gets the bundle.
-            unread.append(f"{job.path}: {str(error).replace(str(path), job.path)}")
+            read.unread.append(f"{job.path}: {str(error).replace(str(path), job.path)}")
         except OSError as error:
-            unread.append(f"{job.path}: {error.strerror or type(error).__name__}")
+            read.unread.append(f"{job.path}: {error.strerror or type(error).__name__}")
+
+
+def _judged(session: Session, job: FileProcessing) -> dict[int, AnyRow]:
+    """The lines of a file that were refused, with those that a person has mended since."""
+    query = select(
+        *(Reject.line_number, Reject.field, Reject.reason),
+        *(Reject.replayed_at, Reject.replayed_text),
+    ).where(Reject.file_id == job.id)
+    return {row.line_number: row for row in session.execute(query)}
+
+
+def _tell(read: _Reading, line: Line, judged: AnyRow) -> None:
+    where = {"file": line.file, "file_sha256": line.file_sha256, "line": line.number}
+    if judged.replayed_at is None:
+        reason = f"{judged.field}: {judged.reason}" if judged.field else judged.reason
+        read.rejected.append({**where, "reason": reason})
+    else:
+        read.mended.append({**where, "text": judged.replayed_text or ""})
 
 
 def _contracts(session: Session, alert: Alert) -> list[str]:
@@ -167,7 +210,7 @@ def _wanted(session: Session, alert: Alert) -> dict[uuid.UUID, _Wanted]:
         return {key: _Wanted(first) for key in _quarantined(session, alert)[:1]}
     if alert.type == "reject_share":
         return _refused(session, alert)
-    if alert.type not in _OPERATIONS:
+    if alert.type not in OPERATIONS:
         return {key: _Wanted(frozenset(lines)) for key, lines in _places(session, alert)}
     f = FileProcessing
     query = select(f.id).where(
@@ -180,33 +223,21 @@ def _wanted(session: Session, alert: Alert) -> dict[uuid.UUID, _Wanted]:
             f.status.in_(DELIVERED),
             f.slot == slot if slot != "-" else f.slot.is_(None),
         )
-    operations = _OPERATIONS[alert.type]
-    return {key: _Wanted(tokens=_tokens(operations)) for key in session.scalars(query)}
+    return dict.fromkeys(session.scalars(query), _Wanted(choice=_choice(alert)))
 
 
-def _tokens(operations: Sequence[str]) -> re.Pattern[bytes] | None:
-    """Rows that may be of these operations: more than those do no harm."""
-    if not operations:
-        return None
-    named = "|".join(
-        [f'"{one}"' for one in operations] + [";103;"] * ("createContract" in operations)
-    )
-    return re.compile(named.encode(), re.IGNORECASE)
+def _choice(alert: Alert) -> Choice | None:
+    """Which lines: the script that checks the bundle has the same rule."""
+    return choice_of(alert.type, alert.alert_class == "statistical", alert.details)
 
 
 def _own_ballots(session: Session, alert: Alert) -> dict[uuid.UUID, _Wanted]:
     """The ballots of the constituency in the finding's hours; for its level, all up to them."""
-    details = alert.details
-    since, until = (datetime.fromisoformat(moment) for moment in details["window"]["utc"])
-    if details.get("kind") in ("turnout", "uncast"):
-        since = datetime.fromtimestamp(1, UTC)
     f = FileProcessing
     query = select(f.id).where(
         f.contract_id.in_(_contracts(session, alert)), f.status == JobState.COMPLETED
     )
-    first, last = (int(moment.timestamp() * 1000) for moment in (since, until))
-    wanted = _Wanted(tokens=_tokens(_BALLOTS), since=first, until=last)
-    return dict.fromkeys(session.scalars(query), wanted)
+    return dict.fromkeys(session.scalars(query), _Wanted(choice=_choice(alert)))
 
 
 def _quarantined(session: Session, alert: Alert) -> list[uuid.UUID]:
@@ -253,8 +284,11 @@ def _places(session: Session, alert: Alert) -> Iterator[tuple[uuid.UUID, set[int
     yield from found.items()
 
 
+def _name(job: FileProcessing) -> str:
+    return f"{job.path}/{job.member}" if job.member else job.path
+
+
 def _read(path: Path, job: FileProcessing, wanted: _Wanted, limits: ReadLimits) -> Iterator[Line]:
-    name = f"{job.path}/{job.member}" if job.member else job.path
     told = (job.contract_id or "", job.slot, job.is_cumulative, job.status == JobState.COMPLETED)
     with opened(path, limits) as (source, csvs):
         found = csvs.get(job.member)
@@ -263,7 +297,7 @@ def _read(path: Path, job: FileProcessing, wanted: _Wanted, limits: ReadLimits) 
         with source.open(found) as stream:
             for row in RowReader(stream, max_line_bytes=limits.max_line_bytes):
                 if not row.is_blank and wanted.takes(row.line, row.raw):
-                    yield Line(*told, name, job.sha256, row.line, row.raw)
+                    yield Line(*told, _name(job), job.sha256, row.line, row.raw)
 
 
 # Numbers ------------------------------------------------------------------------------------
@@ -372,18 +406,24 @@ def _times(session: Session, alert: Alert) -> str:
     return _csv_of(("contract", "slot", "written_at"), rows)
 
 
-def _files(session: Session, alert: Alert) -> Iterator[Mapping[str, Any]]:
-    """The current files of the finding's constituency, with what was counted in each."""
-    if alert.constituency_id is None:
-        return
+def _files(
+    session: Session, alert: Alert, wanted: Iterable[uuid.UUID]
+) -> Iterator[Mapping[str, Any]]:
+    """The current files of the finding's contracts and those of its lines, with their counts."""
     f = FileProcessing
-    query = select(f).where(f.constituency_id == alert.constituency_id, f.status == "completed")
-    for job in session.scalars(query.order_by(f.slot, f.sha256)):
+    contracts = _contracts(session, alert)
+    query = select(f).where(f.contract_id.in_(contracts), f.status == JobState.COMPLETED)
+    jobs = {job.id: job for job in session.scalars(query)}
+    jobs |= {key: session.get_one(f, key) for key in wanted if key not in jobs}
+    places = ((job.contract_id or "", job.slot or "", job.sha256, job) for job in jobs.values())
+    for _contract, _slot, _sha256, job in sorted(places, key=lambda place: place[:3]):
         yield {
+            "contract": job.contract_id,
             "slot": job.slot,
-            "file": job.path,
+            "file": _name(job),
             "sha256": job.sha256,
             "is_cumulative": job.is_cumulative,
+            "is_current": job.status == JobState.COMPLETED,
             "bulletins": job.slot_bulletins,
             "votes": job.slot_votes,
             "rows": job.rows_read,
@@ -457,6 +497,10 @@ def _fill(bundle: zipfile.ZipFile, alert: Alert, contract: str | None, evidence:
         "details": alert.details,
         "files": list(evidence.files),
         "unread": list(evidence.unread),
+        "rejected": list(evidence.rejected),
+        "mended": list(evidence.mended),
+        "voting": evidence.voting,
+        "is_due": evidence.is_due,
     }
     told = json.dumps(numbers, ensure_ascii=False, indent=2, default=str)
     bundle.writestr("finding.json", told + "\n")
