@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import uuid
 import zipfile
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from ingestd import crud, daemon
 from ingestd.cli import app
 from ingestd.config import Settings
-from ingestd.models import Alert
+from ingestd.models import Alert, EvaluationDue
 from ingestd.pipeline import rules, surprises
 from ingestd.pipeline.feed import coverage, evaluate_feed
 from ingestd.pipeline.ingest import Ingest
@@ -59,6 +60,11 @@ def test_a_statistical_finding_is_explained_and_exported(
         assert (0, True) == (status, "all" in told)
         status, told = ask(url, "alerts", "export", one, "--to", str(tmp_path / "finding.zip"))
         assert (1, True) == (status, "no longer where it was put" in told)
+        assert "not judged yet" not in told
+        with sessions.begin() as session:
+            session.add(EvaluationDue(id=uuid.uuid4(), constituency_id=key_of(0)))
+        told = ask(url, "alerts", "export", one, "--to", str(tmp_path / "again.zip"))[1]
+        assert "not judged yet" in told
 
 
 def test_a_missing_hour_is_no_low_bar(databases: Databases, drawn: Drawn) -> None:

@@ -137,7 +137,7 @@ def _planned(session: Session, alert: Alert) -> dict[str, str]:
 
 def _is_due(session: Session, alert: Alert) -> bool:
     """Whether the evaluator may soon say something else of it."""
-    if alert.alert_class == "integrity":  # judged in the commit of the file
+    if alert.alert_class != "statistical":
         return False
     return session.scalar(select(EvaluationDue.id).limit(1)) is not None
 
@@ -409,10 +409,11 @@ def _times(session: Session, alert: Alert) -> str:
 def _files(
     session: Session, alert: Alert, wanted: Iterable[uuid.UUID]
 ) -> Iterator[Mapping[str, Any]]:
-    """The current files of the finding's contracts and those of its lines, with their counts."""
+    """The files of the finding's contracts and those of its lines, with their counts."""
     f = FileProcessing
     contracts = _contracts(session, alert)
-    query = select(f).where(f.contract_id.in_(contracts), f.status == JobState.COMPLETED)
+    # Publications of before, too: who holds the bundle against a folder finds them there.
+    query = select(f).where(f.contract_id.in_(contracts), f.status.in_(DELIVERED))
     jobs = {job.id: job for job in session.scalars(query)}
     jobs |= {key: session.get_one(f, key) for key in wanted if key not in jobs}
     places = ((job.contract_id or "", job.slot or "", job.sha256, job) for job in jobs.values())

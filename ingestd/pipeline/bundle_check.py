@@ -1567,15 +1567,16 @@ def main() -> int:
         print(f"{folder}: it is no folder")
         return 2
     status = holds_in(folder, bundle)
-    if status == 1:
-        return 1
+    if status:
+        print("it cannot be checked against this folder" if status == 2 else "it does NOT hold")  # noqa: PLR2004 - as the docstring at the top says
+        return status
     if unread := bundle.finding.get("unread"):
         print(f"files that could not be read when this was exported: {named(unread)}")
         if not bundle.is_statistical:
             print("it cannot be checked without them")
             return 2
         print("the numbers of the hours were not counted again from the lines")
-    return answer_of(bundle) or status
+    return answer_of(bundle)
 
 
 if __name__ == "__main__":
