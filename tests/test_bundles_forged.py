@@ -18,7 +18,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd import daemon
 from ingestd.config import Settings
 from ingestd.models import Alert, FileProcessing
+from ingestd.pipeline.bundle_check import is_sound, row_of
 from ingestd.pipeline.ingest import Ingest
+from ingestd.pipeline.read import Row
+from ingestd.pipeline.validate import Record, Validator
 
 from .conftest import Databases, DropFile, Voting, csv_of, zip_of
 from .running import open_sessions
@@ -206,6 +209,34 @@ def test_rows_that_were_refused_for_what_the_script_does_not_know(
     retell(bundle, mended)
     status, told = check(bundle)
     assert (2, True) == (status, "nothing is wrong here with line" in told), told
+
+
+MUTATIONS = (
+    *((0, ""), (1, "105"), (2, "0OIl"), (3, "x"), (3, "-1"), (4, "-5"), (4, "9" * 18)),
+    *((4, "253402300800000"), (4, " 1710489600000"), (4, "1_710489600000"), (5, ""), (5, "abc")),
+    *((6, "abc"), (6, "-1"), (6, "9" * 30), (7, "x" * 500), (8, '{"a":1}'), (8, "5"), (9, "5")),
+    *((8, '[{"key":"operation","intValue":3}]'), (9, '[{"stringValue":"x"}]'), (10, "[1]")),
+    *((10, "{"), (10, '{"a":NaN}'), (10, '{"a":"\\ud800"}'), (10, '{"a":"\\u0000"}')),
+    *((10, '{"a":"\\u0041"}'), (11, "2"), (11, "0"), (11, "+1"), (11, ""), (9, ""), (8, "")),
+)
+
+
+@pytest.mark.parametrize(("at", "text"), MUTATIONS)
+def test_the_script_knows_the_reasons_for_which_rows_are_refused(at: int, text: str) -> None:
+    """Column by column, as whoever reads the files does."""
+    voting = Voting()
+    raw = unsound(voting.vote(490), at, text).encode()
+    validator = Validator(voting.contract, max_entries=1_000, max_json_depth=64, raw_text_bytes=99)
+    is_taken = isinstance(validator.check(Row(1, len(raw), raw, is_too_long=False)), Record)
+    assert is_taken == is_sound(row_of({}, 1, raw))
+
+
+def test_a_bundle_that_is_not_whole_cannot_tell(exported: Exported, tmp_path: Path) -> None:
+    """A table that is not there is nothing against the finding."""
+    bundle = exported.copy("votes_exceed_bulletins", tmp_path)
+    (bundle / "lines.csv").unlink()
+    status, told = check(bundle)
+    assert (2, True) == (status, "cannot be checked" in told), told
 
 
 def test_twins_are_counted_on_both_sides(exported: Exported, tmp_path: Path) -> None:

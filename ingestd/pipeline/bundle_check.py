@@ -21,6 +21,7 @@ import math
 import re
 import sys
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -36,6 +37,8 @@ BALLOTS = ("vote", "blindSigIssue")
 HOUR_MS = 3_600_000
 UTC = timezone.utc  # noqa: UP017 - it runs on older Pythons, too
 MOST_NAMED = 20
+LONG = 1 << 20  # bytes; a line that is longer may stand here cut, where it was too long to take
+UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError)
 
 
 # Which lines --------------------------------------------------------------------------------
@@ -261,11 +264,10 @@ NEEDED = {
 }
 FORMS = {
     1: re.compile("103|104"),
-    3: re.compile("[0-9]{1,18}"),
+    3: re.compile("-?[0-9]{1,18}"),
     4: re.compile("[0-9]{1,15}"),
     6: re.compile("-?[0-9]{1,18}|"),
     7: re.compile(".{0,100}"),
-    11: re.compile(r"\s*(1|-1|)\s*"),
 }
 LAST_MS = 253_370_764_799_999
 
@@ -290,6 +292,8 @@ def is_sound(row: Row | None) -> bool:
 def are_json(row: Row) -> bool:
     """Whether the columns of JSON hold what they must. Raises ValueError where they are none."""
     for text in row.columns[8:10]:
+        if not text.strip():
+            return False
         for entry in parsed(text if text.lstrip().startswith("[") else f"[{text}]"):
             if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
                 return False
@@ -434,6 +438,7 @@ class Bundle:
         self.altered: list[str] = []
         self.wrong: list[str] = []  # what stands where it cannot be
         self.sums: dict[str, dict[int, bytes]] = defaultdict(dict)  # by the file's SHA-256
+        self.sizes: dict[tuple[str, int], int] = {}  # of long lines that are no rows
         self.lines = 0
         self.read()
 
@@ -477,6 +482,8 @@ class Bundle:
         row = row_of(place, number, text)
         if row is None or not is_sound(row):
             self.bad.append(where)
+            if len(raw) >= LONG:
+                self.sizes[place["file_sha256"], number] = len(raw)
             return
         if self.finding["rule"] in PLAIN or self.is_statistical:
             is_ballot = row.operation in BALLOTS
@@ -1373,8 +1380,8 @@ def files_in(folder: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
             try:
                 with zipfile.ZipFile(path) as archive:
                     yield from members_of(archive)
-            except zipfile.BadZipFile:
-                print(f"{path}: it cannot be read as a ZIP")
+            except UNREADABLE as error:
+                print(f"{path}: it cannot be read as a ZIP: {error}")
 
 
 def opened_at(path: Path) -> IO[bytes]:
@@ -1431,8 +1438,12 @@ def compare_with(folder: Path, bundle: Bundle) -> Compared:
     names: dict[str, list[str]] = defaultdict(list)
     contracts = {one["contract"] for one in bundle.files}
     for name, opened in files_in(folder):
-        with opened() as stream:
-            sha256 = sha256_of(stream)
+        try:
+            with opened() as stream:
+                sha256 = sha256_of(stream)
+        except UNREADABLE as error:
+            print(f"{name}: it cannot be read: {error}")
+            continue
         told = named_in(name)
         if sha256 not in files and sha256 not in wanted and told and told[0] in contracts:
             found.strangers.append(name)
@@ -1476,7 +1487,8 @@ def compare_file(
         name = f"{file['file']} line {number}"
         if number in mine:
             seen += 1
-            if hashlib.sha256(raw).digest() != mine[number]:
+            kept = raw[: bundle.sizes.get((sha256, number), len(raw))]
+            if hashlib.sha256(kept).digest() != mine[number]:
                 found.strange.append(name)
         elif choice is not None and choice.takes(raw) and is_sound(row_of({}, number, raw)):
             found.left_out.append(name)
@@ -1580,4 +1592,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        # Python's own status would say that it does not hold.
+        print(f"it cannot be checked: {type(error).__name__}: {error}")
+        sys.exit(2)
