@@ -227,10 +227,10 @@ def test_a_region_may_have_a_zone_of_its_own(
         return zone, local and local[0]
 
     hold(ingest, elections={DUMA: {"timezone": "Europe/Moscow"}})
-    assert ("Europe/Moscow", "2024-09-06 11:00") == zone_and_local()
+    assert ("Europe/Moscow", "2024-09-06T11:00+03:00") == zone_and_local()
     zones = {"41": "Asia/Kamchatka"}
     hold(ingest, elections={DUMA: {"timezone": "Europe/Moscow", "zones": zones}})
-    assert ("Asia/Kamchatka", "2024-09-06 20:00") == zone_and_local()
+    assert ("Asia/Kamchatka", "2024-09-06T20:00+12:00") == zone_and_local()
 
 
 def test_a_voting_is_when_the_settings_say_where_no_row_does(

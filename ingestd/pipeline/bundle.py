@@ -452,7 +452,7 @@ def words_of(alert: Alert, contract: str | None) -> str:
         f"reads      {rule.reads if rule else '-'}",
     ]
     if isinstance(window, Mapping):
-        lines.append(f"hours      {' to '.join(window['utc'])} UTC")
+        lines.append(f"hours      {' to '.join(window['utc'])}")
         if window["local"]:
             lines.append(f"           {' to '.join(window['local'])} local time")
     if alert.cleared_at is not None:

@@ -219,10 +219,10 @@ def _span(
 def _told_window(span: tuple[datetime, datetime], zone: tzinfo | None) -> dict[str, Any]:
     local = ahead = None
     if zone is not None:
-        local = [f"{moment.astimezone(zone):%Y-%m-%d %H:%M}" for moment in span]
+        local = [moment.astimezone(zone).isoformat(timespec="minutes") for moment in span]
         ahead = (span[0].astimezone(zone).utcoffset() or timedelta(0)) / timedelta(hours=1)
     return {
-        "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in span],
+        "utc": [f"{moment:%Y-%m-%dT%H:%MZ}" for moment in span],
         "local": local,
         "local_ahead_hours": ahead,
     }

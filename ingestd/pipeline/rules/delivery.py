@@ -233,7 +233,7 @@ def file_rejected(  # noqa: PLR0913 - what is known of the file
             "slot": slot,
             "files": [{"slot": slot or "-", "sha256": sha256, "lines": [line] if line else []}],
             "window": {
-                "utc": [f"{moment:%Y-%m-%d %H:%M}" for moment in times],
+                "utc": [f"{moment:%Y-%m-%dT%H:%MZ}" for moment in times],
                 "local": None,
                 "local_ahead_hours": None,
             }
