@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.ledger import owner_name
 from ingestd.simulate import Plan, defect_names
 
-from .conftest import DATABASES, Clock, Databases, Did, Simulated, simulated, terms_in
+from .conftest import (
+    DATABASES,
+    Clock,
+    Databases,
+    Did,
+    DropFile,
+    Simulated,
+    Voting,
+    simulated,
+    terms_in,
+)
 from .oracle import Snapshot, differences, snapshot, unsound, untrue
 from .running import open_sessions
 
@@ -114,6 +125,34 @@ def test_any_order_of_some_files_gives_the_same_tables_in_a_long_campaign(
     """The same with more elections, new ones every time."""
     did("some of the files, shuffled and repeated", elections=1, arrivals=len(ways))
     _check_some_files(databases, plan, ways, part)
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize("kind", DATABASES)
+def test_evidence_is_the_same_in_any_order_of_cumulative_files(
+    databases: Databases, kind: str, drop_file: DropFile, voting: Voting, did: Did
+) -> None:
+    """The same rows in a day's file, in that of the whole voting, and some of them in an hour's."""
+    key = voting.new_id(64)
+    rows = [voting.create(10), voting.start(481), voting.issue(490), voting.issue(491)]
+    rows += [voting.vote(500, sender=key), voting.vote(501, sender=key)]
+    files = [
+        drop_file(f"{voting.contract}.csv", reversed(rows)),
+        drop_file(f"{voting.contract}_2024-09-06.csv", rows),
+        drop_file(f"{voting.contract}_2024-09-06_0700-2200.csv", [rows[5], *rows[:5]]),
+        drop_file(voting.name(8), rows[2:5]),
+    ]
+    orders = [order for number in (3, 4) for order in permutations(files[:number])][::5]
+    did("the same rows in cumulative files, in many orders", arrivals=len(orders))
+    first: dict[int, Snapshot] = {}
+    for order in orders:
+        with databases.fresh(kind) as url, open_sessions(url) as sessions:
+            ingest_all(sessions, order, 5_000)
+            assert [] == unsound(sessions)
+            found = snapshot(sessions)
+        told = first.setdefault(len(order), found)
+        assert {"duplicate_vote_key"} <= {alert["type"] for alert in told["alert"].values()}
+        assert [] == differences(told, found)
 
 
 def _check_all_files(databases: Databases, plan: Plan, ways: Sequence[tuple[int, int]]) -> None:

@@ -152,6 +152,9 @@ class _Batch:
             self.fresh += [first] if first else []
             rest = [record for record in group if record is not first]
             self._see_again(first.content_hash if first else None, rest)
+        if row is not None and row.slot is None and self.file.is_cumulative:
+            # Which cumulative file shows it may be another now: rules look at its hour again.
+            self.loaded.touched.add(row.timestamp, None)
         if row is not None and not is_sighted and _is_quiet(row, group):
             self._take_slot(row)
         elif row is not None or is_sighted or len(group) > 1:
