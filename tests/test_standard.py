@@ -162,6 +162,30 @@ def test_a_kill_between_the_change_and_its_work_loses_neither(
         assert not session.scalars(select(EvaluationDue).where(EvaluationDue.is_anew)).all()
 
 
+def test_the_evaluator_leaves_what_is_still_to_be_judged_anew(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile
+) -> None:
+    """A review has two seconds at a time; what it did not come to is for the next."""
+    for seed in range(3):
+        other = Voting(rng=random.Random(seed))
+        ingest.take(drop_file(other.name(8), [*other.ballots(8, 30), "torn"]))
+    hold(ingest)
+    now = standard(alerts={"reject_share": {"enabled": False}})
+    with sessions.begin() as session:
+        assert 3 == take_up(session, now, NOON)
+    ingest.terms = replace(ingest.terms, alerts=now.alerts)
+    answers = iter([False, True])
+    assert 1 == review_due(ingest, lambda: next(answers))
+    looking = evaluator(sessions)
+    assert looking.work_off() is not None
+    # What is left is not the evaluator's: it does not come back to it again and again.
+    assert None is looking.work_off()
+    assert 2 == review_due(ingest, lambda: False)
+    assert set() == open_rules(sessions)
+    assert looking.work_off() is not None
+    assert 0 == marks(sessions)
+
+
 def test_a_standard_that_nobody_can_read_is_a_change(sessions: Sessions, ingest: Ingest) -> None:
     """As after an upgrade: what the tables were judged by is not known, or means something else."""
     hold(ingest)

@@ -120,7 +120,8 @@ class Evaluator:
         `is_alone` takes the turn over from one that may have died.
         """
         with self.sessions() as session:
-            if session.scalar(select(due.c.id).limit(1)) is None:
+            # A mark to judge anew goes when the rules of its constituency have looked.
+            if session.scalar(select(due.c.id).where(~due.c.is_anew).limit(1)) is None:
                 return None
         if not self._begin(is_alone=is_alone):
             return None
@@ -175,7 +176,7 @@ class Evaluator:
     def _evaluate(self) -> Pass:
         with self.sessions() as session:
             # The marks first: what is committed after them comes with marks of its own.
-            marks = session.execute(select(due.c.id, due.c.constituency_id)).all()
+            marks = session.execute(select(due.c.id, due.c.constituency_id, due.c.is_anew)).all()
             changed = {mark.constituency_id for mark in marks}
             votings = read_votings(session)
             here = {voting.id for voting in votings}
@@ -190,7 +191,9 @@ class Evaluator:
         judged = judge(known, self._rows, self.thresholds)
         number = self._write_cells(judged)
         self.on_step(Step.JUDGED)
-        self._write_findings(judged, votings, integrity, [mark.id for mark in marks])
+        # Those to judge anew stay: `review_due` has not come to them yet.
+        taken = [mark.id for mark in marks if not mark.is_anew]
+        self._write_findings(judged, votings, integrity, taken)
         self.on_step(Step.EVALUATED)
         return Pass(
             len(marks), len(known), number, sum(len(one.surprises) for one in judged.groups)
