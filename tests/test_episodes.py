@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd import crud
 from ingestd.models import Alert
 from ingestd.pipeline import surprises
+from ingestd.pipeline.alerts import Settlement
+from ingestd.pipeline.rules import Finding, Gap, missing_hour
 from ingestd.pipeline.surprises import Group, Surprise
 from ingestd.schemas import AlertUpdate
+from ingestd.thresholds import Alerts
 
 from .elections import Drawn, draw, key_of, twin, write
 from .test_evaluator import QUIET, evaluator, put_back, take_away
@@ -129,3 +133,49 @@ def test_a_decision_holds_when_a_late_file_adds_an_earlier_hour(
     put_back(sessions, 0, again)
     evaluator(sessions).work_off()
     assert (both.id, ["asked"]) == (spike_of(sessions).id, spike_of(sessions).notes)
+
+
+SLOTS = [f"2024-09-06_{hour:02d}00-{hour + 1:02d}00" for hour in range(8, 20)]
+
+
+def missing(first: int, past: int) -> Finding:
+    """Hours that nobody delivered."""
+    slots = tuple(SLOTS[first:past])
+    lacking = (1,) * len(slots)
+    gap = Gap(slots=slots, lacking=lacking, constituencies=9, watermark=SLOTS[-1])
+    return missing_hour(gap, Alerts().missing_hour)
+
+
+def settle_missing(sessions: Sessions, *found: Finding) -> dict[str, Any]:
+    """Let the alerts say so; gives a person's side of each, by the hour in which it begins."""
+    with sessions.begin() as session:
+        Settlement(session, None, NOON)("missing_hour", found)
+    with sessions() as session:
+        return {
+            alert.subject: (alert.status, alert.notes, alert.assigned_to, alert.cleared_at)
+            for alert in session.scalars(select(Alert))
+        }
+
+
+def test_what_a_person_wrote_outlives_episodes_that_join_and_part(sessions: Sessions) -> None:
+    """Nothing that another episode was answered takes its place; notes are put behind notes."""
+    early, late, third = SLOTS[2], SLOTS[6], SLOTS[9]
+    parted = missing(2, 4), missing(6, 8)
+    settle_missing(sessions, *parted)
+    with sessions.begin() as session:
+        ids = {alert.subject: alert.id for alert in session.scalars(select(Alert))}
+        crud.alerts.answer(session, ids[early], AlertUpdate(assigned_to="Bob"), at=NOON)
+        answer = AlertUpdate(status="resolved", notes=["lost"], assigned_to="Anna")
+        crud.alerts.answer(session, ids[late], answer, at=NOON)
+    for _ in range(2):
+        told = settle_missing(sessions, missing(2, 8))
+        assert ("active", ["lost"], "Bob", None) == told[early]
+        assert ("resolved", ["lost"], "Anna", NOON) == told[late]
+        told = settle_missing(sessions, *parted)
+        assert ("active", ["lost"], "Bob", None) == told[early]
+        assert ("resolved", ["lost"], "Anna", None) == told[late]
+    # One of which nobody said anything takes what was said of what it is a part of.
+    settle_missing(sessions, missing(2, 4), missing(6, 8), missing(9, 10))
+    settle_missing(sessions, missing(2, 4), missing(6, 10))
+    told = settle_missing(sessions, missing(2, 4), missing(9, 10))
+    assert ("resolved", ["lost"], "Anna", None) == told[third]

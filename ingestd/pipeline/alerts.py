@@ -324,13 +324,15 @@ class Settlement:
             rows = list(self._session.scalars(query))
         by_subject = {alert.subject: alert for alert in rows}
         answers = [_Answer.of_alert(alert) for alert in rows if "episode" in alert.details]
+        subjects_found = {finding.subject for finding in findings}
+        ending = [each for each in answers if each.is_open and each.subject not in subjects_found]
         new = [finding for finding in findings if finding.subject not in by_subject]
         for finding in findings:
             if finding.subject in by_subject:
                 alert = by_subject.pop(finding.subject)
-                if alert.cleared_at is not None:
-                    for name, value in _carried(finding, answers).items():
-                        setattr(alert, name, value)
+                side = _side_again(alert, finding, answers, ending)
+                for name, value in side.items():
+                    setattr(alert, name, value)
                 self._update(alert, finding)
         for alert in by_subject.values():
             if alert.cleared_at is None:
@@ -426,9 +428,42 @@ class _Answer:
     def is_about(self, finding: Finding) -> bool:
         """Whether a person's words about this episode are words about (a part of) the finding."""
         told = finding.details["episode"]
-        is_said = any(self.side[name] not in ((), [], None, "active") for name in _SIDE)
         is_near = self.first <= told["last"] and told["first"] <= self.last
-        return is_said and is_near and self.of == told["of"]
+        return _has_words(self.side) and is_near and self.of == told["of"]
+
+
+def _has_words(side: Mapping[str, Any]) -> bool:
+    return any(side[name] not in ((), [], None, "active") for name in _SIDE)
+
+
+def _side_again(
+    alert: Alert, finding: Finding, answers: Sequence[_Answer], ending: Sequence[_Answer]
+) -> dict[str, Any]:
+    """What is to be written on a person's side of an alert that is found again.
+
+    What a person wrote there stays. The notes of episodes that end in this one are put behind it;
+    their decisions were about less.
+    """
+    own = {name: getattr(alert, name) for name in _SIDE}
+    if alert.cleared_at is not None and not _has_words(own):
+        return _carried(finding, answers)
+    if "episode" not in finding.details:
+        return {}
+    about = sorted(
+        (each for each in ending if each.is_about(finding)), key=lambda each: each.subject
+    )
+    mine = own["notes"] or []
+    theirs = _together(*(each.side["notes"] or () for each in about))
+    more = [note for note in theirs if note not in mine]
+    return {"notes": [*mine, *more]} if more else {}
+
+
+def _together(*several: Sequence[Any]) -> list[Any]:
+    """All notes, each once."""
+    notes: list[Any] = []
+    for some in several:
+        notes += [note for note in some if note not in notes]
+    return notes
 
 
 def _carried(finding: Finding, answers: Sequence[_Answer]) -> dict[str, Any]:
@@ -448,7 +483,7 @@ def _carried(finding: Finding, answers: Sequence[_Answer]) -> dict[str, Any]:
         return {}
     undecided = [each for each in about if each.side["status"] != "resolved"]
     kept = max(undecided or about, key=lambda each: each.side["answered_gravity"] or 0).side
-    notes = [note for each in about for note in each.side["notes"] or ()]
+    notes = _together(*(each.side["notes"] or () for each in about))
     assigned = [each.side["assigned_to"] for each in about if each.side["assigned_to"]]
     told = {"notes": notes, "assigned_to": assigned[0] if assigned else None}
     return dict(kept) | told
