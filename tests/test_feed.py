@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd.models import Alert, Constituency, FileProcessing
+from ingestd.pipeline.deliveries import moment_of
 from ingestd.pipeline.feed import Kept, evaluate_feed, feed_findings
 from ingestd.pipeline.ingest import Ingest
 from ingestd.thresholds import Alerts
 
-from .conftest import DropFile, Voting
+from .conftest import Databases, Did, DropFile, Voting
 from .elections import OPENS, Drawn, draw, key_of, twin, write
+from .running import open_sessions
+from .test_any_order import ingest_all
 from .test_evaluator import put_back, take_away
 
 Sessions = sessionmaker[Session]
@@ -84,6 +89,25 @@ def test_the_late_hours_of_one_constituency_are_one_alert(sessions: Sessions) ->
     assert (key_of(3), HOURS) == (told.constituency_id, told.details["number"])
     assert 20 == len(told.details["files"])
     assert "T08:00" in told.details["window"]["local"][0]
+
+
+@pytest.mark.promise(12)
+def test_of_two_copies_the_one_written_first_tells_the_time(
+    databases: Databases, drop_file: DropFile, voting: Voting, did: Did
+) -> None:
+    """Which of them came first is chance, and a late file must not be late by it."""
+    rows = voting.ballots(8, 3)
+    early, late = (drop_file(f"{name}/{voting.name(8)}", rows) for name in ("early", "late"))
+    os.utime(early.path, (OPENS.timestamp(),) * 2)
+    os.utime(late.path, (DAY_3.timestamp(),) * 2)
+    for order in ((early, late), (late, early)):
+        did("two copies of an hour, one written days later")
+        with databases.fresh("sqlite") as url, open_sessions(url) as sessions:
+            ingest_all(sessions, order, 5_000)
+            kept = Kept()
+            found(sessions, kept)
+        (mine,) = kept.deliveries.owners.values()
+        assert [OPENS] == [moment_of(at) for at in mine.written.values()], order
 
 
 def test_the_night_is_not_silent_where_empty_hours_have_no_file(sessions: Sessions) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, cast, func, select, type_coerce
+from sqlalchemy import ColumnElement, String, and_, cast, func, or_, select, type_coerce
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
@@ -23,6 +23,7 @@ from ingestd.pipeline.slot import WHOLE
 
 _f = table_of(FileProcessing).c
 _TOLD = (*DELIVERED, JobState.QUARANTINED)
+_IS_COPY = and_(_f.status == JobState.DUPLICATE, _f.is_cumulative.is_(False), _f.slot.is_not(None))
 # So long a commit may take: what was finished in it has the time of its beginning.
 _COMMITS_TAKE = timedelta(seconds=60)
 _ROWS_AT_ONCE = 5_000
@@ -122,6 +123,10 @@ class Deliveries:
             found = self._keys[owner]
             self.changed.add(found)
             mine = self.owners.setdefault(found, Owned())
+            if status == JobState.DUPLICATE:
+                # Which of two copies came first is chance; the one written first tells the time.
+                _stamp(mine, self.hours.setdefault(slot, Hour()), slot, written)
+                continue
             if status == JobState.QUARANTINED:
                 mine.refused.add(key)
                 continue
@@ -136,8 +141,7 @@ class Deliveries:
             hour = self.hours.setdefault(slot, Hour())
             if status == JobState.COMPLETED:
                 self._take(mine, hour, slot, int(rows))
-            if written is not None:
-                _stamp(mine, hour, slot, written)
+            _stamp(mine, hour, slot, written)
 
     def _take(self, mine: Owned, hour: Hour, slot: str, rows: int) -> None:
         """One hourly file is current; the one that it supersedes is not any more."""
@@ -156,6 +160,8 @@ class Deliveries:
 
 def _stamp(mine: Owned, hour: Hour, slot: str, written: Any) -> None:
     """Keep when a slot's first file was written, and between what times those of the hour."""
+    if written is None:
+        return
     mine.written[slot] = written = min(written, mine.written.get(slot, written))
     hour.least = written if hour.least is None else min(hour.least, written)
     hour.most = written if hour.most is None else max(hour.most, written)
@@ -165,7 +171,7 @@ def _jobs(session: Session) -> Any:
     return select(
         *(_text(session, _f.id), _text(session, _f.constituency_id), _f.status, _f.slot),
         *(_f.is_cumulative, _f.rows_read, _time(session)),
-    ).where(_f.status.in_(_TOLD))
+    ).where(or_(_f.status.in_(_TOLD), _IS_COPY))
 
 
 def _text(session: Session, column: ColumnElement[Any]) -> ColumnElement[str]:
