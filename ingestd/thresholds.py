@@ -178,8 +178,8 @@ class TransactionInTwoContracts(Table):
 
     most_rows: Count = Field(
         default=200_000,
-        description="Beyond so many rows it is looked at by `ingestd once` only, not between two "
-        "files: it reads every id.",
+        description="Beyond so many rows it is looked at when nothing has come for five minutes, "
+        "and at the end of `ingestd once`, not between two files: it reads every id.",
     )
 
 

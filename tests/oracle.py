@@ -327,7 +327,7 @@ def untrue(sessions: Sessions, truth: Mapping[str, Any]) -> list[str]:
     expected = tuple(truth.get("expected_contracts", ()))
     held = Alerts.model_validate({"constituency_missing": {"contracts": expected}})
     with sessions.begin() as session:
-        evaluate_feed(session, now=_LONG_AFTER, held=held)
+        evaluate_feed(session, now=_LONG_AFTER, held=held, is_thorough=True)
     with sessions() as session:
         contracts = {row.id: row for row in session.scalars(select(Constituency))}
         return [

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -12,13 +16,16 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd.models import Alert, Constituency, FileProcessing
+from ingestd.cli.jobs import note
+from ingestd.models import Alert, Constituency, FileProcessing, Reject
 from ingestd.pipeline.deliveries import moment_of
 from ingestd.pipeline.feed import Kept, evaluate_feed, feed_findings
+from ingestd.pipeline.forget import forget
 from ingestd.pipeline.ingest import Ingest
+from ingestd.pipeline.replay import MendedRow, replay
 from ingestd.thresholds import Alerts
 
-from .conftest import Databases, Did, DropFile, Voting
+from .conftest import Clock, Databases, Did, DropFile, Voting
 from .elections import OPENS, Drawn, draw, key_of, twin, write
 from .running import open_sessions
 from .test_any_order import ingest_all
@@ -193,3 +200,82 @@ def test_a_look_by_the_daemon_follows_publications(
     ):
         ingest.take(drop_file(voting.name(hour), rows))
         assert found(sessions, None) == found(sessions, kept)
+
+
+def test_a_look_by_the_daemon_follows_what_a_person_does(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """A publication that counts again, a file that is forgotten, a row that is mended."""
+    start = voting.start(8 * 60)
+    torn = start.replace(";104;", ";999;", 1)
+    ingest.take(drop_file(voting.name(8), [torn, *voting.ballots(8, 30)]))
+    (full,) = ingest.take(drop_file(voting.name(9), voting.ballots(9, 3)))
+    (empty,) = ingest.take(drop_file(voting.name(9)))
+    kept = Kept()
+    for deed in (
+        lambda: None,
+        lambda: ingest.make_current(full.id, also=partial(note_by_hand, full.id)),
+        lambda: forget(ingest, full.id, note),
+        lambda: [*replay(ingest, iter([MendedRow(*reject_of(sessions), start)]), note)],
+    ):
+        assert found(sessions, None) == found(sessions, kept)
+        deed()
+        fresh = Kept()
+        assert found(sessions, fresh) == found(sessions, kept)
+        assert (fresh.ends, fresh.deliveries.owners) == (kept.ends, kept.deliveries.owners)
+    (mine,) = kept.deliveries.owners.values()
+    assert (2, 0) == (mine.slots, mine.rows[str(empty.slot)])
+    assert full.slot == empty.slot
+
+
+def note_by_hand(job_id: uuid.UUID, session: Session) -> None:
+    """What the command line writes down when a publication is to count again."""
+    note(session, "make_current", str(job_id), before=None, after=None)
+
+
+def reject_of(sessions: Sessions) -> tuple[uuid.UUID, int]:
+    """File and line of the one row that was rejected."""
+    with sessions() as session:
+        row = session.scalars(select(Reject)).one()
+    return row.file_id, row.line_number
+
+
+def test_a_clock_that_was_set_back_hides_no_file(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, clock: Clock
+) -> None:
+    """What is finished behind the last look is found by the look after the next."""
+    kept = Kept()
+    ingest.take(drop_file(voting.name(8), voting.ballots(8, 2)))
+    found(sessions, kept)
+    clock.advance(-7200)
+    for hour in (9, 10, 11, 12):
+        ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 2)))
+        found(sessions, kept)
+    (mine,) = kept.deliveries.owners.values()
+    assert 5 == mine.slots
+
+
+@pytest.mark.promise(12)
+def test_a_transaction_in_two_contracts_is_found_in_any_order_of_a_large_election(
+    databases: Databases, drop_file: DropFile, did: Did
+) -> None:
+    """Every id is read once nothing has come for a while, also where that takes long."""
+    one, two, large = (Voting(random.Random(seed)) for seed in range(3))
+    shared = one.issue(490)
+    files = [drop_file(each.name(8), [each.create(479), shared]) for each in (one, two)]
+    files += [drop_file(large.name(8), large.ballots(8, 5))]
+    held = Alerts.model_validate({"transaction_in_two_contracts": {"most_rows": 8}})
+    for order in permutations(files):
+        did("a transaction in two contracts of a large election")
+        with databases.fresh("sqlite") as url, open_sessions(url) as sessions:
+            kept = Kept()
+            looks = [DAY_3 + timedelta(seconds=seconds) for seconds in (0, 60, 120, 480)]
+            for number, now in enumerate(looks):
+                ingest_all(sessions, order[number : number + 1], 5_000)
+                with sessions.begin() as session:
+                    evaluate_feed(session, now=now, held=held, kept=kept)
+            with sessions() as session:
+                query = select(Alert.type).where(Alert.cleared_at.is_(None))
+                assert ["transaction_in_two_contracts"] == list(session.scalars(query))
+            # Nothing has changed since: nothing is read again.
+            assert not kept.reads_ids(looks[-1] + timedelta(hours=1), held, is_thorough=False)

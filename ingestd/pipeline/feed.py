@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property, lru_cache
@@ -36,6 +36,7 @@ from ingestd.thresholds import Alerts, MissingHour, Rules, SilentFeed
 _HELD = Alerts()
 _LONGEST_VOTING_HOURS = 24 * 40
 _SOME = 500  # constituencies read by their ids; more of them are read in one go
+_PAUSE = timedelta(minutes=5)  # so long nothing has come, and every id may be read
 TWIN_ROLLS = 0.001  # as in `levels`, which takes numpy
 ledgered = table_of(FileProcessing)
 hourly = table_of(HourlyStats)
@@ -52,6 +53,24 @@ class Kept:
 
     deliveries: Deliveries = field(default_factory=Deliveries)
     ends: dict[uuid.UUID, Ends] = field(default_factory=dict)
+    has_read_ids: bool = False
+    _state: Hashable = None
+    _since: datetime | None = None
+    _is_unread: bool = True
+
+    def reads_ids(self, now: datetime, held: Alerts, *, is_thorough: bool) -> bool:
+        """Say whether this look reads every transaction id: of a large election only in a pause.
+
+        It takes a second for a million of them. After each change it is done once, so that what
+        is found hangs on the files, and not on which of them made the election large.
+        """
+        if self._since is None or now < self._since or self.deliveries.state != self._state:
+            self._state, self._since, self._is_unread = self.deliveries.state, now, True
+        is_small = self.deliveries.rows <= held.transaction_in_two_contracts.most_rows
+        is_due = self._is_unread and now - self._since >= _PAUSE
+        self.has_read_ids = is_thorough or is_small or is_due
+        self._is_unread &= not self.has_read_ids
+        return self.has_read_ids
 
 
 class Ends(NamedTuple):
@@ -85,8 +104,7 @@ def evaluate_feed(
     query = select(Alert).where(Alert.type.in_(OF_THE_FEED), Alert.cleared_at.is_(None))
     for alert in session.scalars(query):
         standing.setdefault((alert.constituency_id, alert.type), {})[alert.subject] = alert
-    is_read = is_thorough or kept.deliveries.rows <= _most_rows(held)
-    unread = () if is_read else (_IN_TWO,)
+    unread = () if kept.has_read_ids else (_IN_TWO,)
     for owner, rule in sorted({*found, *standing}, key=str):
         findings, stands = found.get((owner, rule), ()), standing.get((owner, rule), {})
         is_same = len(findings) == len(stands) and all(
@@ -106,10 +124,11 @@ def feed_findings(
     kept: Kept | None = None,
 ) -> Findings:
     """What the rules about the whole feed find; writes nothing."""
-    feed = _Feed(session, held, kept or Kept())
+    kept = kept or Kept()
+    feed = _Feed(session, held, kept)
     feed.refresh()
     found: dict[str, list[tuple[uuid.UUID | None, Finding]]] = {}
-    if is_thorough or feed.deliveries.rows <= _most_rows(held):
+    if kept.reads_ids(now, held, is_thorough=is_thorough):
         found[_IN_TWO] = list(_in_two_contracts(session))
     for look in (_missing_hours, _missing_constituencies, _late_files, _bursts):
         for owner, finding in look(feed):
@@ -125,11 +144,6 @@ def feed_findings(
             shown = next(lines) if in_two else _beside_it(feed, owner, finding, files)
             told.setdefault((owner, rule), []).append(_proved(feed, owner, finding, shown))
     return told
-
-
-def _most_rows(held: Alerts) -> int:
-    """It takes a second to read a million ids, so a large election's are not always read."""
-    return held.transaction_in_two_contracts.most_rows
 
 
 @dataclass
