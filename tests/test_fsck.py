@@ -22,6 +22,8 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from ingestd import daemon
+from ingestd.config import Settings
 from ingestd.errors import StopRequested
 from ingestd.models import (
     Alert,
@@ -43,6 +45,7 @@ from ingestd.pipeline.fsck.repair import Outcome, Plan, Repair
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.ledger import owner_name
 from ingestd.pipeline.replay import MendedRow, replay
+from ingestd.pipeline.standard import review_due, take_up
 from ingestd.pipeline.validate import constituency_prefix, transaction_id
 
 from .conftest import (
@@ -70,22 +73,26 @@ Sessions = sessionmaker[Session]
 
 def check(folder: Path, ingest: Ingest, *, is_quick: bool = False) -> list[Difference]:
     """What fsck names in a database and its folders."""
+    return list(fsck_of(folder, ingest, is_quick=is_quick).differences())
+
+
+def fsck_of(folder: Path, ingest: Ingest, **how: Any) -> Fsck:
+    """Compares a database with its folders."""
     places = Places(
         inbox=folder / "inbox",
         archive=folder / "archive",
         quarantine=folder / "quarantine",
         is_archiving=True,
     )
-    fsck = Fsck(
+    return Fsck(
         sessions=ingest.sessions,
         terms=ingest.terms,
         places=places,
         owner=owner_name(),
         clock=ingest.clock,
-        is_quick=is_quick,
         patience_seconds=0,
+        **how,
     )
-    return list(fsck.differences())
 
 
 # A world with everything in it --------------------------------------------------------------
@@ -574,6 +581,25 @@ def test_the_bytes_of_a_forgotten_file_are_no_strangers(world: World) -> None:
     assert set() == world.codes()
     world.run(delete(table_of(AuditLog)))
     assert {"file_unknown"} == world.codes()
+
+
+def test_alerts_that_are_still_to_be_judged_are_left_out_and_counted(world: World) -> None:
+    """By other settings, or by these ones, while the daemon has not come to all of them."""
+    world.is_broken = True
+    settings = Settings.model_validate({"alerts": {"reject_share": {"rows": 1}}})
+    former, now = (daemon.standard_of(each) for each in (Settings(), settings))
+    ingest = replace(world.ingest, terms=replace(world.ingest.terms, alerts=now.alerts))
+    fsck = fsck_of(world.folder, ingest, is_quick=True)
+    assert {"alert_altered"} <= {each.code for each in fsck.differences()}
+    fsck.judged_by = daemon.thresholds_of(settings), now.text()
+    for standard in (former, now):
+        with world.sessions.begin() as session:
+            take_up(session, standard, world.clock())
+        assert not [each for each in fsck.differences() if each.code.startswith("alert")]
+        assert fsck.seen.not_judged
+    assert review_due(ingest, lambda: False)
+    assert not [each for each in fsck.differences() if each.code.startswith("alert")]
+    assert 0 == fsck.seen.not_judged
 
 
 def test_every_hint_can_be_met() -> None:

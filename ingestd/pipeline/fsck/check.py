@@ -27,13 +27,14 @@ from ingestd.pipeline.found import label_of
 from ingestd.pipeline.fsck import folders
 from ingestd.pipeline.fsck.counts import check_alerts, check_counts
 from ingestd.pipeline.fsck.difference import Difference, Mend
-from ingestd.pipeline.fsck.evaluation import check_evaluation
+from ingestd.pipeline.fsck.evaluation import check_evaluation, is_judged_otherwise
 from ingestd.pipeline.fsck.jobs import all_jobs, check_held, check_jobs
 from ingestd.pipeline.fsck.lines import check_bytes, check_lines, place_of
 from ingestd.pipeline.fsck.rows import Counted, Walk
 from ingestd.pipeline.ingest import Terms
 from ingestd.pipeline.prune import pruned_jobs
 from ingestd.pipeline.validate import constituency_prefix
+from ingestd.thresholds import Alerts
 
 if TYPE_CHECKING:
     from ingestd.pipeline.evaluator import Thresholds
@@ -64,6 +65,7 @@ class Seen:
     rows_read_again: int = 0
     in_work: int = 0
     not_counted: int = 0
+    not_judged: int = 0
     not_read_again: int = 0
 
 
@@ -229,7 +231,8 @@ class Fsck:
             yield from self._constituencies(contracts, [key for _, key in group], low)
         yield from self._nobodys(contracts, begin, _LAST_KEY)
         with self.sessions.begin() as session:
-            yield from check_alerts(session, None, None, "no constituency", self.terms.alerts)
+            if held := self._held_to(session, None):
+                yield from check_alerts(session, None, None, "no constituency", held)
             if self.judged_by is not None:
                 yield from check_evaluation(session, contracts, *self.judged_by)
 
@@ -273,7 +276,8 @@ class Fsck:
             self.seen.not_counted += 1
             return
         try:
-            yield from check_counts(session, constituency, counted, self.terms.alerts)
+            held = self._held_to(session, constituency_id)
+            yield from check_counts(session, constituency, counted, held)
         except _DAMAGED as error:
             yield Difference(
                 code="total_wrong",
@@ -282,6 +286,13 @@ class Fsck:
                 mend=Mend.RECOUNT,
                 constituency_id=constituency_id,
             )
+
+    def _held_to(self, session: Session, constituency_id: uuid.UUID | None) -> Alerts | None:
+        """What alerts are held to; None where the daemon has yet to judge them by that."""
+        if self.judged_by and is_judged_otherwise(session, constituency_id, self.judged_by[1]):
+            self.seen.not_judged += 1
+            return None
+        return self.terms.alerts
 
 
 def _wrong_size(path: Path, jobs: list[FileProcessing]) -> Iterator[Difference]:

@@ -21,9 +21,12 @@ from ingestd.thresholds import Alerts
 
 
 def check_counts(
-    session: Session, constituency: Constituency, counted: Counted, held: Alerts
+    session: Session, constituency: Constituency, counted: Counted, held: Alerts | None
 ) -> Iterator[Difference]:
-    """Compare everything that is derived from the transactions of one constituency."""
+    """Compare everything that is derived from the transactions of one constituency.
+
+    `held` is None where alerts are still to be judged by other settings.
+    """
     _, revotes = stats.revotes_around(session, constituency.id, set(counted.hours))
     hours = _recounted_hours(counted, revotes)
     sums = {name: sum(hour[name] for hour in hours.values()) for name in (*COUNTS, "revotes")}
@@ -40,7 +43,8 @@ def check_counts(
     yield from _wrong_hours(session, constituency, hours)
     yield from _wrong_slots(session, constituency, counted)
     yield from _wrong_totals(constituency, counted, sums, facts)
-    yield from check_alerts(session, constituency.id, rolled_up, constituency.contract_id, held)
+    if held is not None:
+        yield from check_alerts(session, constituency.id, rolled_up, constituency.contract_id, held)
 
 
 def _recounted_hours(counted: Counted, revotes: Sequence[Revote]) -> dict[int, dict[str, int]]:

@@ -9,13 +9,29 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ingestd.models import Evaluation
+from ingestd.models import Evaluation, EvaluationDue
 from ingestd.pipeline import stats
 from ingestd.pipeline.fsck.difference import Difference, Mend
+from ingestd.pipeline.rules import RULESET
+from ingestd.pipeline.standard import Standard
 from ingestd.pipeline.touched import start_of
 
 if TYPE_CHECKING:
     from ingestd.pipeline.evaluator import Thresholds
+
+
+def is_judged_otherwise(session: Session, constituency_id: uuid.UUID | None, standard: str) -> bool:
+    """Whether alerts were raised by settings other than these, and the daemon will judge anew.
+
+    Where the rules themselves are others, a repair may do so.
+    """
+    judged_by = session.scalar(select(Evaluation.judged_by))
+    if judged_by is not None and judged_by != standard:
+        former = Standard.read(judged_by)
+        if former is not None and former.ruleset == RULESET:
+            return True
+    marked = (EvaluationDue.constituency_id == constituency_id, EvaluationDue.is_anew)
+    return session.scalar(select(EvaluationDue.id).where(*marked).limit(1)) is not None
 
 
 def check_evaluation(
