@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,6 +96,27 @@ def test_hours_that_follow_each_other_are_one_alert(large: Drawn, case: _Case) -
     blocks = len(case.hours) // 6 if case.rule == "sustained_shift" else len(case.hours)
     assert blocks == len(details["hours"])
     assert details["worst_hour"] in {each["hour"] for each in details["hours"]}
+
+
+def test_the_regions_of_two_votings_have_alerts_of_their_own() -> None:
+    """One of each begins a day later; both moved in the same hour."""
+    told = []
+    for seed, days in ((3, 0), (4, 1)):
+        drawn = draw(np.random.default_rng(seed), constituencies=400, regions=10)
+        drawn.bulletins[drawn.region == 0, 30 - 24 * days] *= 9
+        group = group_of(drawn)
+        later = replace(group, starts=group.starts + 24 * days)
+        told += [each.finding.subject for each in found(later, "region_correlated")]
+    assert 2 == len(told) == len(set(told))
+    assert told[0].split(":")[-2:] == told[1].split(":")[-2:]
+
+
+def test_one_subject_is_one_alert(sessions: Sessions) -> None:
+    """Whatever a rule says: the first of two findings counts."""
+    grave = replace(missing(2, 6), subject=SLOTS[2])
+    assert [SLOTS[2]] == [*settle_missing(sessions, missing(2, 4), grave)]
+    with sessions() as session:
+        assert 2 == session.scalars(select(Alert)).one().details["number"]
 
 
 def spike_of(sessions: Sessions) -> Alert:

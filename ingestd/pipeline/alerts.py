@@ -309,6 +309,8 @@ class Settlement:
         """Raise or update `findings`; clear the rule's other open alerts (of subjects `among`)."""
         if not findings and self._open_rules is not None and rule not in self._open_rules:
             return
+        # Of one subject there is one alert: two would break a commit, and all that is in it.
+        findings = list({finding.subject: finding for finding in reversed(findings)}.values())[::-1]
         condition = Alert.constituency_id == self._constituency_id
         if self._constituency_id is None:
             condition = Alert.constituency_id.is_(None)

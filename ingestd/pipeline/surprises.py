@@ -32,6 +32,7 @@ from ingestd.pipeline.peers import (
 )
 from ingestd.pipeline.rules import MOST_LISTED, RULESET, Finding, Severity
 from ingestd.pipeline.rules.base import many as number_of
+from ingestd.pipeline.touched import start_of
 
 RULES = (
     "night_surge",
@@ -520,9 +521,11 @@ def _subject_of_region(group: Group, region: int, one: int, hour: int) -> str:
 
 
 def _region_name(group: Group, region: int, one: int) -> str:
+    """Name a region of one group: another may have as many days and begin on another date."""
     days = -(-group.fleet.known.shape[1] // _DAY)
     name = group.region_names[region] or f"opened {_iso(group.utc(one, 0))}"
-    return f"{name}:{days}"
+    first = start_of((int(group.starts[one]) + _DAY // 2) // _DAY * _DAY)  # as `fleet.grouped`
+    return f"{name}:{first:%Y-%m-%d}:{days}"
 
 
 def outlying_levels(group: Group, figures: Figures) -> Iterator[Surprise]:
