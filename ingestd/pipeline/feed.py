@@ -210,12 +210,20 @@ class _Feed:
 
     @cached_property
     def ends(self) -> Mapping[uuid.UUID, tuple[str | None, str | None]]:
-        """The hourly files in which each voting began and finished, as far as they are known."""
-        return {
+        """The hourly files in which each voting began and finished, as far as they are known.
+
+        One of which nothing tells an end does not go on for longer than any other.
+        """
+        found = {
             key: (one.start, one.finish or self._planned(key, one.start))
             for key, one in self.kept.ends.items()
             if key in self.constituencies and (one.start or one.finish)
         }
+        for owner, row in self.owners.items():
+            start, finish = found.get(owner, (None, None))
+            if finish is None:
+                found[owner] = start, _earlier(start or row.first, -_LONGEST_VOTING_HOURS)
+        return found
 
     def _planned(self, key: uuid.UUID, slot: str | None) -> str | None:
         """The hour in which the voting is to end, counted from the one in which it began."""
