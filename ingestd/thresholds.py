@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 _TABLE = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -120,6 +120,13 @@ class SilentFeed(Table):
     )
     to_hour: int = Field(default=20, ge=1, le=24, description="and to this one.")
 
+    @model_validator(mode="after")
+    def _is_a_time(self) -> SilentFeed:
+        if self.from_hour >= self.to_hour:
+            message = f"from_hour = {self.from_hour} must be before to_hour = {self.to_hour}"
+            raise ValueError(message)
+        return self
+
 
 class RejectShare(Table):
     """Rows of a file that could not be read."""
@@ -225,6 +232,17 @@ class Rules(BaseModel):
         return {} if table is None else table.model_dump(mode="json", exclude={"enabled"})
 
 
+# What is asked of the whole feed once, and so cannot be otherwise for one election.
+_OF_ALL: dict[str, frozenset[str]] = {
+    "missing_hour": frozenset({"watermark"}),
+    "constituency_missing": frozenset({"contracts"}),
+    "late_file": frozenset({"several", "fleet_share"}),
+    "silent_feed": frozenset(SilentFeed.model_fields),
+    "rollback_burst": frozenset(RollbackBurst.model_fields) - {"enabled"},
+    "transaction_in_two_contracts": frozenset(TransactionInTwoContracts.model_fields),
+}
+
+
 class Alerts(Rules):
     """Rules and thresholds of the alerts, one table for each rule.
 
@@ -238,6 +256,20 @@ class Alerts(Rules):
     types: dict[str, Rules] = Field(
         default_factory=dict, description="Thresholds of types of elections."
     )
+
+    @model_validator(mode="after")
+    def _can_be_of_one_election(self) -> Alerts:
+        for kind, tables in (("elections", self.elections), ("types", self.types)):
+            for name, rules in tables.items():
+                for rule in rules.model_fields_set & _OF_ALL.keys():
+                    told = getattr(rules, rule).model_fields_set
+                    if refused := sorted(_OF_ALL[rule] & told):
+                        message = (
+                            f'[alerts.{kind}."{name}".{rule}] cannot set {", ".join(refused)}: '
+                            f"that is about all elections together; set it in [alerts.{rule}]"
+                        )
+                        raise ValueError(message)
+        return self
 
     @property
     def differs(self) -> bool:

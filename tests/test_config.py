@@ -191,6 +191,21 @@ def test_an_unknown_section_is_refused(file: Path) -> None:
     assert f"{file}: databse: unknown section" == refusal(file)
 
 
+@pytest.mark.parametrize("of", ['elections."Mayor"', 'types."local"'])
+def test_what_is_about_all_elections_is_not_set_for_one(file: Path, of: str) -> None:
+    """Else it would be taken and do nothing; what can be of one election is taken."""
+    file.write_text(f"[alerts.{of}.missing_hour]\nslots_past = 3\n")
+    load_settings(file)
+    file.write_text(f"[alerts.{of}.silent_feed]\nhours = 2\n")
+    assert "cannot set hours: that is about all elections together" in refusal(file)
+
+
+def test_a_day_that_ends_before_it_begins_is_refused(file: Path) -> None:
+    """Or the feed would never be silent."""
+    file.write_text("[alerts.silent_feed]\nfrom_hour = 20\nto_hour = 8\n")
+    assert "from_hour = 20 must be before to_hour = 8" in refusal(file)
+
+
 def test_a_key_outside_of_every_section_is_refused(file: Path) -> None:
     """TOML forgives a forgotten section line; we say where the key belongs."""
     file.write_text("batch_rows = 7\n")

@@ -161,12 +161,15 @@ def test_a_voting_without_an_end_does_not_go_on_for_ever(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
     """Of one of March nothing is missing in September; and it does not hold the feed up."""
-    held = {"missing_hour": {"empty_hours": "yes"}}
     old = Voting(random.Random(99))
     ingest.take(drop_file(f"{old.contract}_2024-03-06_0800-0900.csv", [old.create(479)]))
     for hour in (8, 9, 11, 12, 13):
         ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 1)))
-    told = [one for one in look(sessions, **held) if one.type == "missing_hour"]
+    told = [
+        one
+        for one in look(sessions, missing_hour={"empty_hours": "yes"})
+        if one.type == "missing_hour"
+    ]
     assert ["2024-03-06_0900-1000", "2024-09-06_1000-1100"] == [one.subject for one in told]
     assert [40 * 24, 1] == [one.details["number"] for one in told]
 

@@ -285,6 +285,18 @@ def test_a_voting_is_when_the_settings_say_where_no_row_does(
     assert datetime(2024, 9, 6, 1, tzinfo=UTC) == starts()
 
 
+def test_votes_have_their_grace_also_where_only_the_end_is_known(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting, in_duma: str
+) -> None:
+    """Ten minutes after the end, and not forty."""
+    hold(ingest, elections={DUMA: {"timezone": "UTC", "ends": "2024-09-06T08:10:00"}})
+    rows = [voting.issue(485), voting.issue(486), voting.vote(500)]
+    ingest.take(drop_file(in_duma, rows))
+    assert "outside_voting_window" not in open_rules(sessions)
+    ingest.take(drop_file(in_duma, [*rows, voting.vote(530)]))
+    assert "outside_voting_window" in open_rules(sessions)
+
+
 @pytest.mark.parametrize(
     ("elections", "told"),
     [
@@ -307,9 +319,9 @@ def test_another_threshold_of_the_statistics_needs_one_mark(
     sessions: Sessions, drawn: Drawn
 ) -> None:
     """The evaluator holds everything against everything."""
-    write(sessions, drawn, is_hourly=True)
     with sessions.begin() as session:
         take_up(session, standard(), NOON)
+    write(sessions, drawn, is_hourly=True)
     evaluator(sessions).work_off()
     assert (key_of(0), "unusual_spike") in types(sessions)
     with sessions.begin() as session:
@@ -374,9 +386,9 @@ def test_fsck_names_what_the_evaluator_did_not_write(
             contracts = {one.id: one.contract_id for one in session.scalars(select(Constituency))}
             return list(check_evaluation(session, contracts, *judged_by))
 
-    write(sessions, drawn, is_hourly=True)
     with sessions.begin() as session:
         take_up(session, standard(), NOON)
+    write(sessions, drawn, is_hourly=True)
     evaluator(sessions).work_off()
     assert [] == named()
     assert [] == [line for line in oracle.unsound(sessions) if "velocity" in line]

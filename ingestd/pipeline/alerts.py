@@ -29,7 +29,7 @@ from ingestd.pipeline.rules import CLASSES, RANKS, RULES, RULESET, Finding
 from ingestd.pipeline.rules.ballots import REFUSED
 from ingestd.pipeline.rules.protocol import first_of
 from ingestd.pipeline.stats import NO_BALLOT, RolledUp, revotes_around
-from ingestd.pipeline.touched import ON_CHAIN, Touched, chunks, hour_of, transaction
+from ingestd.pipeline.touched import ON_CHAIN, Touched, by_bytes, chunks, hour_of, transaction
 from ingestd.pipeline.validate import OPERATIONS
 from ingestd.thresholds import Alerts, Rules
 
@@ -553,7 +553,9 @@ def _count_operations(session: Session, operations: Sequence[str]) -> list[Findi
         .where(*whose)
         .group_by(t.type)
     )
-    in_time = func.row_number().over(partition_by=t.type, order_by=(t.timestamp, t.tx_id))
+    in_time = func.row_number().over(
+        partition_by=t.type, order_by=(t.timestamp, by_bytes(t.tx_id, session))
+    )
     columns = (t.type, t.tx_id, t.timestamp, t.constituency_id, in_time.label("place"))
     ranked = select(*columns).where(*whose).subquery()
     query = select(ranked, Constituency.contract_id).join(

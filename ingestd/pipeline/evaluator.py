@@ -55,7 +55,14 @@ from ingestd.pipeline.rules import MOST_LISTED, Finding
 from ingestd.pipeline.slot import WHOLE
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.surprises import Group, Surprise
-from ingestd.pipeline.touched import ACCEPTED, chunks, insert_missing, start_of, transaction
+from ingestd.pipeline.touched import (
+    ACCEPTED,
+    by_bytes,
+    chunks,
+    insert_missing,
+    start_of,
+    transaction,
+)
 from ingestd.thresholds import Alerts, MissingHour
 
 TOLD = (
@@ -975,7 +982,7 @@ def _with_evidence(
                 t.tally == tally,
                 t.status == ACCEPTED,
             )
-            .order_by(t.timestamp, t.tx_id)
+            .order_by(t.timestamp, by_bytes(t.tx_id, session))
             .limit(MOST_LISTED)
         )
         shown = list(session.scalars(query))
@@ -988,18 +995,15 @@ def _with_evidence(
 
 def _files_behind(session: Session, one: uuid.UUID, named: set[int]) -> list[dict[str, Any]]:
     """The current files that cover these hours, by the hours of their names."""
-    query = (
-        select(job.c.slot, job.c.sha256)
-        .where(
-            job.c.constituency_id == one,
-            job.c.status == JobState.COMPLETED,
-            job.c.duplicate_of_id.is_(None),
-        )
-        .order_by(job.c.slot, job.c.sha256)
+    query = select(job.c.slot, job.c.sha256).where(
+        job.c.constituency_id == one,
+        job.c.status == JobState.COMPLETED,
+        job.c.duplicate_of_id.is_(None),
     )
+    files = sorted(session.execute(query), key=lambda file: (file.slot or "", file.sha256))
     return [
         {"slot": row.slot, "sha256": row.sha256}
-        for row in session.execute(query)
+        for row in files
         if row.slot in {None, WHOLE}
         or any(hour in named for hour, _ in fleet.hours_of_slot(row.slot))
     ]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property, lru_cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
@@ -41,6 +42,7 @@ from ingestd.pipeline.touched import (
     REJECTED,
     Touched,
     bounds,
+    by_bytes,
     hour_of,
     spans_of,
     transaction,
@@ -66,12 +68,10 @@ _FILES = Prepared(
         ),
         ledgered.c.rows_rejected,
         (ledgered.c.rows_read - ledgered.c.rows_blank).label("rows"),
-    )
-    .where(
+    ).where(
         ledgered.c.constituency_id == bindparam("constituency"),
         ledgered.c.status == JobState.COMPLETED,
     )
-    .order_by(ledgered.c.slot, ledgered.c.sha256)
 )
 _PROTOCOL = Prepared(
     select(*(transaction.c[name] for name in ("type", "timestamp", "slot", "tx_id", "persons")))
@@ -161,7 +161,8 @@ def subject_of(file: AnyRow) -> str:
 def facts_of(session: Session, constituency_id: uuid.UUID, rolled_up: RolledUp) -> Facts:
     """Read the files and the protocol rows of a constituency: two statements."""
     whose = {"constituency": constituency_id}
-    files = _FILES.all(session, whose)
+    # In Python's order: that of a database hangs on its language.
+    files = sorted(_FILES.all(session, whose), key=lambda file: (file.slot or "", file.sha256))
     protocol = [ProtocolRow(*row) for row in _PROTOCOL.all(session, whose)]
     protocol.sort(key=lambda row: (row.timestamp, row.tx_id))
     return Facts(
@@ -209,8 +210,8 @@ def bulletins_for_many(
     query = select(t.tx_id, t.timestamp, t.persons).where(
         within(len(spans)), t.tally == "bulletin", t.persons > 1, t.status == ACCEPTED
     )
-    rows = session.execute(query.order_by(t.tx_id), bounds(facts.constituency_id, spans))
-    return [(row.tx_id, row.timestamp, row.persons) for row in rows]
+    rows = session.execute(query, bounds(facts.constituency_id, spans))
+    return sorted((row.tx_id, row.timestamp, row.persons) for row in rows)
 
 
 # ── rows outside of the hour of their file ───────────────────────────────────
@@ -326,18 +327,14 @@ def is_window_in_doubt(
     )
 
 
-_OUTSIDE = (
-    select(*(transaction.c[name] for name in ("timestamp", "tally", "slot", "tx_id")))
-    .where(
-        _WHOSE,
-        transaction.c.status.in_(ON_CHAIN),
-        transaction.c.tally.in_((*_BALLOTS, *_REFUSED)),
-        or_(
-            transaction.c.timestamp < bindparam("start"),
-            transaction.c.timestamp >= bindparam("end"),
-        ),
-    )
-    .order_by(transaction.c.tx_id)
+_OUTSIDE = select(*(transaction.c[name] for name in ("timestamp", "tally", "slot", "tx_id"))).where(
+    _WHOSE,
+    transaction.c.status.in_(ON_CHAIN),
+    transaction.c.tally.in_((*_BALLOTS, *_REFUSED)),
+    or_(
+        transaction.c.timestamp < bindparam("start"),
+        transaction.c.timestamp >= bindparam("end"),
+    ),
 )
 
 
@@ -355,13 +352,11 @@ def outside_by_clock(
         "end": end or _NEVER,
     }
     by_kind: dict[str, list[AnyRow]] = {"clock": [], "refused": []}
-    for row in session.execute(_OUTSIDE, asked):
+    # In Python's order: that of a database hangs on its language.
+    for row in sorted(session.execute(_OUTSIDE, asked), key=attrgetter("tx_id")):
         is_vote = row.tally.startswith("vote")
-        if (
-            start is not None
-            and row.timestamp >= start
-            and not _is_after(row.timestamp, end, held, is_vote=is_vote)
-        ):
+        is_begun = start is None or row.timestamp >= start
+        if is_begun and not _is_after(row.timestamp, end, held, is_vote=is_vote):
             continue
         if row.tally in _REFUSED:
             by_kind["refused"].append(row)
@@ -442,7 +437,7 @@ def outside_by_slot(
         for tx_id in session.scalars(
             select(t.tx_id)
             .where(_WHOSE, t.slot == slot, t.tally.in_(tallies), t.status == ACCEPTED)
-            .order_by(t.tx_id)
+            .order_by(by_bytes(t.tx_id, session))
             .limit(_MOST),
             {"constituency": facts.constituency_id},
         )

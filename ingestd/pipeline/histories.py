@@ -25,6 +25,7 @@ from ingestd.pipeline.touched import (
     ON_CHAIN,
     ROLLED_BACK,
     WITHDRAWN,
+    by_bytes,
     chunks,
     content,
     sighting,
@@ -69,9 +70,9 @@ def key_range(contract_id: str) -> tuple[uuid.UUID, uuid.UUID]:
 def rows_of(session: Session, ids: Sequence[uuid.UUID], *names: str) -> Sequence[AnyRow]:
     """Read columns of transactions, in the order of their ids."""
     columns = [transaction.c[name] for name in ("id", *names)]
-    return session.execute(
-        select(*columns).where(transaction.c.id.in_(ids)).order_by(transaction.c.tx_id)
-    ).all()
+    in_order = by_bytes(transaction.c.tx_id, session)
+    query = select(*columns).where(transaction.c.id.in_(ids)).order_by(in_order)
+    return session.execute(query).all()
 
 
 def histories_of(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Event]]:
@@ -308,7 +309,7 @@ def lost_ballots(session: Session, constituency_id: uuid.UUID) -> list[LostBallo
         t.constituency_id == constituency_id, t.status == ROLLED_BACK, t.tally.in_(_BALLOTS)
     )
     found: list[LostBallot] = []
-    for chunk in chunks(session.execute(query.order_by(t.tx_id)).all()):
+    for chunk in chunks(session.execute(query.order_by(by_bytes(t.tx_id, session))).all()):
         histories = histories_of(session, [row.id for row in chunk])
         files = files_in(session, histories)
         for row in chunk:
@@ -350,7 +351,7 @@ def disagreement(
     if slots is not None:
         lacking = lacking.where(t.slot.in_(slots))
     asked = {"whole": whole.id}
-    lacks = list(session.scalars(lacking.order_by(t.tx_id), asked))
+    lacks = sorted(session.scalars(lacking, asked))
     more: list[str] = []
     if within is not None:
         surplus = select(t.tx_id).where(
@@ -361,7 +362,7 @@ def disagreement(
             t.timestamp <= within[1],
             held,
         )
-        more = list(session.scalars(surplus.order_by(t.tx_id), asked))
+        more = sorted(session.scalars(surplus, asked))
     return Disagreement(
         slot=whole.slot,
         sha256=whole.sha256,

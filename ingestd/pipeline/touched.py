@@ -19,6 +19,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     cast,
+    collate,
     false,
     func,
     or_,
@@ -85,6 +86,11 @@ def listed(keys: Iterable[str], session: Session) -> dict[str, str]:
     if is_postgresql(session):
         return {"ids": f"{{{','.join(keys)}}}"}
     return {"ids": '["' + '","'.join(keys) + '"]'}
+
+
+def by_bytes(column: ColumnElement[str], session: Session) -> ColumnElement[str]:
+    """Order a text as Python and SQLite do, whatever language the database is in."""
+    return collate(column, "C") if is_postgresql(session) else column
 
 
 def within(spans: int) -> ColumnElement[bool]:
