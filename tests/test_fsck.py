@@ -37,6 +37,7 @@ from ingestd.models import (
     TransactionContent,
     table_of,
 )
+from ingestd.pipeline.feed import evaluate_feed
 from ingestd.pipeline.forget import forget
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.fsck.check import Fsck, Places
@@ -47,6 +48,7 @@ from ingestd.pipeline.ledger import owner_name
 from ingestd.pipeline.replay import MendedRow, replay
 from ingestd.pipeline.standard import review_due, take_up
 from ingestd.pipeline.validate import constituency_prefix, transaction_id
+from ingestd.thresholds import Alerts
 
 from .conftest import (
     DATABASES,
@@ -598,8 +600,62 @@ def test_alerts_that_are_still_to_be_judged_are_left_out_and_counted(world: Worl
         assert not [each for each in fsck.differences() if each.code.startswith("alert")]
         assert fsck.seen.not_judged
     assert review_due(ingest, lambda: False)
+    look_at_feed(ingest)
     assert not [each for each in fsck.differences() if each.code.startswith("alert")]
     assert 0 == fsck.seen.not_judged
+
+
+def look_at_feed(ingest: Ingest) -> None:
+    """Let the rules about all constituencies look, as the daemon does after a batch of files."""
+    with ingest.sessions.begin() as session:
+        evaluate_feed(session, now=ingest.clock(), held=ingest.terms.alerts, is_thorough=True)
+
+
+# What somebody does to the alerts about the whole feed.
+OF_FEED: dict[str, tuple[str, Callable[[World], None]]] = {
+    "altered": ("alert_altered", lambda w: an_alert(w, "missing_hour", severity="info")),
+    "of another class": ("alert_altered", lambda w: an_alert(
+        w, "constituency_missing", **{"class": "statistical"})),
+    "gone": ("alert_missing", lambda w: w.run(
+        delete(table_of(Alert)).where(Alert.type == "missing_hour"))),
+    "cleared": ("alert_missing", lambda w: an_alert(
+        w, "transaction_in_two_contracts", cleared_at=datetime(2024, 9, 9, tzinfo=UTC))),
+    "made up": ("alert_stray", lambda w: an_alert(w, "constituency_missing", subject="made up")),
+}  # fmt: skip
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("database", DATABASES)
+def test_alerts_about_all_constituencies_are_held_to_their_rules(
+    tmp_path: Path, databases: Databases, database: str, did: Did
+) -> None:
+    """What was deleted or edited is named and set right; what was not looked at yet is left out."""
+    with databases.fresh(database) as url, open_sessions(url) as sessions:
+        world = World(tmp_path, sessions)
+        held = {
+            "missing_hour": {"empty_hours": "yes"},
+            "constituency_missing": {"contracts": ["never delivered"]},
+        }
+        world.ingest.terms = replace(world.ingest.terms, alerts=Alerts.model_validate(held))
+        strayed = world.voting.ballots(13, 2)
+        world.drop(world.voting.name(13), csv_of(strayed))
+        world.drop(world.other.name(13), csv_of(strayed[:2]))
+        fsck = fsck_of(tmp_path, world.ingest, is_quick=True)
+        assert ([], 1) == ([*fsck.differences()], fsck.seen.not_judged)
+        look_at_feed(world.ingest)
+        assert ([], 0) == ([*fsck.differences()], fsck.seen.not_judged)
+        before = snapshot(sessions)
+        for name, (code, tamper) in OF_FEED.items():
+            tamper(world)
+            found = [*fsck.differences()]
+            assert code in {each.code for each in found}, name
+            assert {"alert"} == {each.code.partition("_")[0] for each in found}, name
+            world.repair(found)
+            assert ([], 0) == ([*fsck.differences()], fsck.seen.not_judged), name
+            assert [] == differences(before, snapshot(sessions)), name
+        assert "fsck_feed" in {action for action, _ in world.deeds}
+        assert [] == unsound(sessions)
+    did(f"{len(OF_FEED)} changes of alerts about all constituencies, named and mended")
 
 
 def test_every_hint_can_be_met() -> None:

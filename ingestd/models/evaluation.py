@@ -37,3 +37,6 @@ class Evaluation(Base):
     busy_until: Mapped[datetime | None]
     # By which settings what is stored was judged (`pipeline.standard`), as JSON.
     judged_by: Mapped[str | None] = mapped_column(Text)
+    # What was here when the rules about all constituencies looked, and when they read every id.
+    feed_seen: Mapped[str | None] = mapped_column(Text)
+    ids_seen: Mapped[str | None] = mapped_column(Text)

@@ -324,6 +324,7 @@ class Settlement:
             ]
         else:
             rows = list(self._session.scalars(query))
+        rows = self._as_named(rule, findings, rows)
         by_subject = {alert.subject: alert for alert in rows}
         answers = [_Answer.of_alert(alert) for alert in rows if "episode" in alert.details]
         subjects_found = {finding.subject for finding in findings}
@@ -341,6 +342,24 @@ class Settlement:
                 self._clear(alert)
         self._session.flush()
         self._raise(rule, new, answers)
+
+    def _as_named(
+        self, rule: str, findings: Sequence[Finding], rows: Sequence[Alert]
+    ) -> list[Alert]:
+        """Add alerts whose ids say that they are these findings, whatever was written over them."""
+        known = {alert.subject: alert for alert in rows}
+        named = {
+            alert_id(rule, self._constituency_id, finding.subject): finding.subject
+            for finding in findings
+            if finding.subject not in known
+        }
+        found = {alert.id: alert for alert in rows}
+        for chunk in chunks(sorted(named)):
+            for alert in self._session.scalars(select(Alert).where(Alert.id.in_(chunk))):
+                alert.type, alert.constituency_id = rule, self._constituency_id
+                alert.subject = named[alert.id]
+                found[alert.id] = alert
+        return list(found.values())
 
     def _clear(self, alert: Alert) -> None:
         alert.cleared_at = self._now
@@ -373,6 +392,7 @@ class Settlement:
         for name, value in _said(finding).items():
             if getattr(alert, name) != value:
                 setattr(alert, name, value)
+        alert.alert_class = CLASSES[finding.rule]
         if alert.cleared_at is not None:
             alert.cleared_at = alert.cleared_reason = None
 
@@ -694,6 +714,12 @@ def open_alerts(session: Session, constituency_id: uuid.UUID | None) -> list[Ale
         whose = Alert.constituency_id.is_(None)
     ours = and_(Alert.type.not_in(OF_THE_FEED), Alert.alert_class != "statistical")
     return list(session.scalars(select(Alert).where(whose, ours, Alert.cleared_at.is_(None))))
+
+
+def open_alerts_of_feed(session: Session) -> list[Alert]:
+    """Give the open alerts of the rules that need more than one constituency."""
+    query = select(Alert).where(Alert.type.in_(OF_THE_FEED), Alert.cleared_at.is_(None))
+    return list(session.scalars(query.order_by(Alert.id)))
 
 
 def set_right(

@@ -27,7 +27,7 @@ _TOLD = (*DELIVERED, JobState.QUARANTINED)
 _IS_COPY = and_(_f.status == JobState.DUPLICATE, _f.is_cumulative.is_(False), _f.slot.is_not(None))
 # What people did by hand stands in the audit log, written in the same commit: a publication that
 # counts again, a file that is forgotten, rows that were mended. Pruning takes only bytes away.
-_DEEDS = select(func.count()).select_from(AuditLog).where(AuditLog.action != PRUNE)
+DEEDS = select(func.count()).select_from(AuditLog).where(AuditLog.action != PRUNE)
 # So long a commit may take: what was finished in it has the time of its beginning.
 _COMMITS_TAKE = timedelta(seconds=60)
 _ROWS_AT_ONCE = 5_000
@@ -89,7 +89,7 @@ class Deliveries:
         """Bring up to date what is kept."""
         self.changed = set()
         self.is_anew = self._until is None
-        deeds = session.scalar(_DEEDS) or 0
+        deeds = session.scalar(DEEDS) or 0
         until = session.scalar(select(func.max(_f.finished_at)))
         if self._until is None or deeds != self._deeds:
             self._read_all(session)

@@ -6,6 +6,7 @@ something are looked into one by one.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from bisect import bisect_left
 from collections import Counter
@@ -16,21 +17,40 @@ from functools import cached_property, lru_cache
 from itertools import permutations
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, String, and_, cast, func, select, text, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    String,
+    and_,
+    cast,
+    func,
+    or_,
+    select,
+    text,
+    type_coerce,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, is_postgresql
 from ingestd.job_state import JobState
-from ingestd.models import Alert, Constituency, Election, FileProcessing, HourlyStats, table_of
+from ingestd.models import (
+    Alert,
+    Constituency,
+    Election,
+    Evaluation,
+    FileProcessing,
+    HourlyStats,
+    table_of,
+)
 from ingestd.pipeline import rules
 from ingestd.pipeline.alerts import OF_THE_FEED, Settlement, is_said
-from ingestd.pipeline.deliveries import Deliveries, Owned, hours_of, moment_of
+from ingestd.pipeline.deliveries import DEEDS, Deliveries, Owned, hours_of, moment_of
 from ingestd.pipeline.proof import files_of_lines, proved_by_files, zone_of
-from ingestd.pipeline.rules import Burst, Finding, Gap, Late, Twin
+from ingestd.pipeline.rules import RULESET, Burst, Finding, Gap, Late, Twin
 from ingestd.pipeline.rules.history import begin_of, slots_between
 from ingestd.pipeline.slot import next_slot
 from ingestd.pipeline.stats import NO_BALLOT
-from ingestd.pipeline.touched import ACCEPTED, WITHDRAWN, chunks, transaction
+from ingestd.pipeline.touched import ACCEPTED, WITHDRAWN, chunks, insert_missing, transaction
 from ingestd.thresholds import Alerts, MissingHour, Rules, SilentFeed
 
 _HELD = Alerts()
@@ -98,6 +118,8 @@ def evaluate_feed(
     if is_postgresql(session):
         session.execute(text("SELECT pg_advisory_xact_lock(7003)"))
     kept = kept or Kept()
+    # First: what comes meanwhile may be in what is found, and is not in what is said to be seen.
+    state = state_of(session, held)
     found = feed_findings(session, now=now, held=held, is_thorough=is_thorough, kept=kept)
     # Nearly all stand as they stood: settling each of thousands by itself would take seconds.
     standing: dict[tuple[uuid.UUID | None, str], dict[str, Alert]] = {}
@@ -113,6 +135,36 @@ def evaluate_feed(
         )
         if rule not in unread and not is_same:
             Settlement(session, owner, now)(rule, findings)
+    note_look(session, state, has_read_ids=kept.has_read_ids)
+
+
+def rules_seen(session: Session, held: Alerts = _HELD) -> frozenset[str]:
+    """Which rules have looked at all that is here now, but for those that hang on the clock."""
+    columns = (Evaluation.feed_seen, Evaluation.ids_seen)
+    seen = session.execute(select(*columns)).one_or_none()
+    state = state_of(session, held)
+    if seen is None or seen.feed_seen != state:
+        return frozenset()
+    by_clock = {rule for rule in OF_THE_FEED if rules.RULES[rule].is_clock}
+    return OF_THE_FEED - by_clock - ({_IN_TWO} if seen.ids_seen != state else set())
+
+
+def state_of(session: Session, held: Alerts) -> str:
+    """Tell what a look rests on: the files, what people did by hand, and the thresholds."""
+    files, until = session.execute(
+        select(func.count(_f.finished_at), func.max(_f.finished_at))
+    ).one()
+    held_to = hashlib.sha256(held.model_dump_json().encode()).hexdigest()[:16]
+    return f"{files} files until {until}, {session.scalar(DEEDS)} deeds, {RULESET} {held_to}"
+
+
+def note_look(session: Session, state: str, *, has_read_ids: bool) -> None:
+    """Write down what was here when the rules looked."""
+    turn = table_of(Evaluation)
+    insert_missing(session, turn, [{"id": 1, "generation": 0}])
+    seen = {"feed_seen": state} | ({"ids_seen": state} if has_read_ids else {})
+    differs = or_(*(turn.c[name].is_distinct_from(value) for name, value in seen.items()))
+    session.execute(update(turn).where(turn.c.id == 1, differs).values(seen))
 
 
 def feed_findings(

@@ -23,9 +23,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd.db import Clock
 from ingestd.job_state import QUEUED
 from ingestd.models import Constituency, FileProcessing, table_of
+from ingestd.pipeline.feed import rules_seen
 from ingestd.pipeline.found import label_of
 from ingestd.pipeline.fsck import folders
-from ingestd.pipeline.fsck.counts import check_alerts, check_counts
+from ingestd.pipeline.fsck.counts import check_alerts, check_counts, check_feed
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.evaluation import check_evaluation, is_judged_otherwise
 from ingestd.pipeline.fsck.jobs import all_jobs, check_held, check_jobs
@@ -233,8 +234,21 @@ class Fsck:
         with self.sessions.begin() as session:
             if held := self._held_to(session, None):
                 yield from check_alerts(session, None, None, "no constituency", held)
+                yield from self._feed(session, contracts, held)
             if self.judged_by is not None:
                 yield from check_evaluation(session, contracts, *self.judged_by)
+
+    def _feed(
+        self, session: Session, contracts: dict[uuid.UUID, str], held: Alerts
+    ) -> Iterator[Difference]:
+        """Alerts about all constituencies, where nothing has changed since the last look."""
+        seen = rules_seen(session, held)
+        found = list(check_feed(session, contracts, held, self.clock(), seen))
+        # A daemon may be at work meanwhile.
+        if seen and seen == rules_seen(session, held):
+            yield from found
+        else:
+            self.seen.not_judged += 1
 
     def _nobodys(
         self, contracts: dict[uuid.UUID, str], low: int, high: int

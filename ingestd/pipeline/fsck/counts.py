@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -12,6 +14,7 @@ from sqlalchemy.orm import Session
 from ingestd.job_state import JobState
 from ingestd.models import Alert, Constituency, FileProcessing, HourlyStats
 from ingestd.pipeline import alerts, stats
+from ingestd.pipeline.feed import feed_findings
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.rows import COUNTS, Counted
 from ingestd.pipeline.rules import Finding
@@ -143,6 +146,48 @@ def check_alerts(
     for finding in findings.values():
         what = "its rule finds it, and it is not open"
         yield _alert("alert_missing", what, finding, constituency_id, contract)
+
+
+def check_feed(
+    session: Session,
+    contracts: Mapping[uuid.UUID, str],
+    held: Alerts,
+    now: datetime,
+    rules: Collection[str],
+) -> Iterator[Difference]:
+    """Compare open alerts about the whole feed with what these rules find now."""
+    if not rules:
+        return
+    found = feed_findings(session, now=now, held=held, is_thorough=True)
+    findings = {
+        (owner, rule, finding.subject): finding
+        for (owner, rule), some in found.items()
+        for finding in some
+        if rule in rules
+    }
+    query = select(Alert).where(Alert.type.in_(rules), Alert.cleared_at.is_(None))
+    for alert in session.scalars(query.order_by(Alert.id)):
+        owner = alert.constituency_id
+        finding = findings.pop((owner, alert.type, alert.subject), None)
+        if finding is None:
+            yield _of_feed("alert_stray", "no rule finds it", alert, owner, contracts)
+        elif not alerts.is_said(alert, finding):
+            what = "it says otherwise than its rule"
+            yield _of_feed("alert_altered", what, alert, owner, contracts)
+    for (owner, _rule, _subject), finding in findings.items():
+        what = "its rule finds it, and it is not open"
+        yield _of_feed("alert_missing", what, finding, owner, contracts)
+
+
+def _of_feed(
+    code: str,
+    what: str,
+    alert: Alert | Finding,
+    owner: uuid.UUID | None,
+    contracts: Mapping[uuid.UUID, str],
+) -> Difference:
+    whose = contracts.get(owner, str(owner)) if owner else "all constituencies"
+    return replace(_alert(code, what, alert, owner, whose), mend=Mend.FEED)
 
 
 def _alert(

@@ -18,6 +18,7 @@ class Mend(StrEnum):
     RECOUNT = "count the constituency anew"
     EVALUATE = "let the evaluator judge it again"
     ALERTS = "let the rules say what holds"
+    FEED = "let the rules about all constituencies look again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,12 @@ from sqlalchemy.orm import Session
 
 from ingestd.errors import FileChanged, FileRefused, FileVanished
 from ingestd.job_state import DELIVERED, JobState
-from ingestd.models import Constituency, FileProcessing
+from ingestd.models import Alert, Constituency, FileProcessing
 from ingestd.pipeline import alerts, ledger, stats
 from ingestd.pipeline.amend import Amendment, Note, amending, let_newest_count
 from ingestd.pipeline.archive import write_reason
 from ingestd.pipeline.batches import batched
+from ingestd.pipeline.feed import evaluate_feed, note_look, state_of
 from ingestd.pipeline.fsck.difference import Difference, Mend
 from ingestd.pipeline.fsck.jobs import name_of
 from ingestd.pipeline.fsck.lines import (
@@ -68,6 +69,7 @@ class Plan:
     constituencies: set[uuid.UUID] = field(default_factory=set)
     alerts: set[uuid.UUID | None] = field(default_factory=set)
     evaluated: set[uuid.UUID | None] = field(default_factory=set)
+    has_feed: bool = False
 
     def add(self, difference: Difference) -> None:
         """Take one difference in."""
@@ -81,6 +83,8 @@ class Plan:
                 self.constituencies.add(difference.constituency_id)
             case Mend.ALERTS:
                 self.alerts.add(difference.constituency_id)
+            case Mend.FEED:
+                self.has_feed = True
             case Mend.EVALUATE:
                 self.evaluated.add(difference.constituency_id)
             case mend:
@@ -112,6 +116,8 @@ class Repair:
             self._count_anew(constituency_id)
         for whose in sorted(plan.alerts | plan.constituencies, key=str):
             self._settle(whose)
+        if plan.has_feed:
+            self._look_at_feed()
         if plan.evaluated:
             self._judge(plan.evaluated)
         return self.outcome
@@ -365,6 +371,18 @@ class Repair:
             self.note(session, "fsck_evaluate", "-", before=None, after=told)
         self.outcome.mended.append("evaluation: `ingestd run` or `once` does it again")
 
+    def _look_at_feed(self) -> None:
+        """Let the rules about all constituencies look again, and write down what was open."""
+        with database_at_work(), self.ingest.sessions.begin() as session:
+            before = _told(alerts.open_alerts_of_feed(session))
+            held = self.ingest.terms.alerts
+            evaluate_feed(session, now=self.ingest.clock(), held=held, is_thorough=True)
+            after = _told(alerts.open_alerts_of_feed(session))
+            self.note(session, "fsck_feed", "-", before=before, after=after)
+            # What is noted here is a deed, of which a look is to know.
+            note_look(session, state_of(session, held), has_read_ids=True)
+        self.outcome.mended.append("alerts about all constituencies: set right")
+
     def _settle(self, constituency_id: uuid.UUID | None) -> None:
         """Let the alerts say what the rules find, and write down which were open."""
         with database_at_work(), self.ingest.sessions.begin() as session:
@@ -397,7 +415,10 @@ def _restate(session: Session, job: FileProcessing, **values: Any) -> _Images:
 
 
 def _open(session: Session, constituency_id: uuid.UUID | None) -> dict[str, str]:
-    rows = alerts.open_alerts(session, constituency_id)
+    return _told(alerts.open_alerts(session, constituency_id))
+
+
+def _told(rows: Iterable[Alert]) -> dict[str, str]:
     return {
         f"{row.type} {row.subject}": f"{row.alert_class} {row.severity}: {row.title}"
         for row in rows
