@@ -262,3 +262,30 @@ def test_rules_coverage_and_alerts_speak_to_programs(found: tuple[str, Simulated
     alerts = list(csv.DictReader(io.StringIO(ingestd(url, "alerts", "--limit", "999", "--csv"))))
     assert alert_ids(url).keys() == {row["type"] for row in alerts}
     assert "█" in ingestd(url, "stats", "--contract", gap["contract_id"])
+
+
+@pytest.mark.parametrize(("restores", "severity"), [("same", "critical"), ("others", "warning")])
+def test_who_is_restored_is_no_new_voter(
+    sessions: sessionmaker[Session],
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    restores: str,
+    severity: str,
+) -> None:
+    """A roll of five never was one of seven; two others in their place may have voted, too."""
+    gone = ["a1", "b2"]
+    back = gone if restores == "same" else ["c3", "d4"]
+    changes = [
+        voting.row(operation, minute, params={"userIdHashes": json.dumps(named)})
+        for operation, minute, named in (
+            ("removeFromVotersList", 485, gone),
+            ("addToVotersList", 490, back),
+        )
+    ]
+    issued = [voting.issue(500 + number) for number in range(6)]
+    rows = [voting.voters_list(1, 5), *changes, *issued]
+    ingest.take(drop_file(voting.name(8), rows))
+    told = open_alerts(sessions)["turnout_over_registered"]
+    assert (severity, 5) == (told.severity, told.details["registered"])
+    assert [] == unsound(sessions)

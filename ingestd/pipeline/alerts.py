@@ -157,7 +157,9 @@ class _Look:
             has_whole=facts.has_whole,
         )
         yield Found("votes_exceed_bulletins", exceed())
-        yield Found("turnout_over_registered", rules.turnout_over_registered(totals))
+        returned = known.returned_voters(self.session, facts)
+        turnout = rules.turnout_over_registered(totals, returned=returned)
+        yield Found("turnout_over_registered", turnout)
         yield self._vote_keys()
         yield Found("reject_share", rules.reject_share(facts.rejected, held.reject_share))
         key = first_of(facts.protocol, "addMainKey")

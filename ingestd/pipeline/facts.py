@@ -14,6 +14,7 @@ from functools import cache, cached_property, lru_cache
 from operator import attrgetter
 from typing import Any
 
+import orjson
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
@@ -48,6 +49,7 @@ from ingestd.pipeline.touched import (
     transaction,
     within,
 )
+from ingestd.pipeline.validate import Entry, value_of
 from ingestd.thresholds import OutsideVotingWindow, Rules
 
 _MOST = 20
@@ -521,6 +523,47 @@ def refused_again(session: Session, facts: Facts, rules: Rules) -> int:
         return 0
     asked = {"constituency": facts.constituency_id}
     return int(session.scalar(_REFUSED_AGAIN, asked) or 0)
+
+
+_CHANGES = select(
+    *(transaction.c[name] for name in ("type", "timestamp", "slot", "tx_id", "raw_data"))
+).where(
+    _WHOSE,
+    NO_BALLOT,
+    transaction.c.type.in_(("addToVotersList", "removeFromVotersList")),
+    transaction.c.status == ACCEPTED,
+)
+
+
+def returned_voters(session: Session, facts: Facts) -> int:
+    """Count who was removed and restored, where more bulletins were issued than the roll has.
+
+    Each stands in two lists and is one voter; who was not removed before is a new one.
+    """
+    totals = facts.totals
+    if totals.bulletins <= totals.list_added - totals.list_removed:
+        return 0
+    rows = session.execute(_CHANGES, {"constituency": facts.constituency_id})
+    removed: set[str] = set()
+    returned = 0
+    for row in sorted(rows, key=lambda row: (row.slot is None, row.slot or "", row.timestamp)):
+        named = _voters_named(row.raw_data)
+        if row.type == "removeFromVotersList":
+            removed |= named
+        else:
+            returned += len(removed & named)
+            removed -= named
+    return returned
+
+
+def _voters_named(params: Sequence[Entry]) -> set[str]:
+    """The voters of a list; none where it tells only how many they are."""
+    told = {entry["key"]: entry for entry in params}.get("userIdHashes")
+    try:
+        named = orjson.loads(str(value_of(told))) if told else ()
+    except orjson.JSONDecodeError:
+        return set()
+    return set(map(str, named)) if isinstance(named, list) else set()
 
 
 # ── the whole voting's export ────────────────────────────────────────────────

@@ -127,12 +127,13 @@ def missing_slots(slots: Sequence[str], start_slot: str | None) -> list[str]:
     formula="bulletins > voters ever added (critical), or > voters added - removed (warning)",
     benign=("a part of the roll was never loaded (five regions in 2024)",),
 )
-def turnout_over_registered(totals: Totals) -> list[Finding]:
+def turnout_over_registered(totals: Totals, *, returned: int = 0) -> list[Finding]:
     """More bulletins than voters: than ever were on the roll (critical), or than are now.
 
+    `returned` were removed and then restored: they are not new, and the roll was never so great.
     Source: one voter on the list is issued one bulletin (docs/format.md, "What is counted").
     """
-    greatest = totals.list_added
+    greatest = totals.list_added - returned
     present = totals.list_added - totals.list_removed
     if not totals.has_voters_list or totals.bulletins <= present:
         return []
