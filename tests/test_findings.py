@@ -289,3 +289,28 @@ def test_who_is_restored_is_no_new_voter(
     told = open_alerts(sessions)["turnout_over_registered"]
     assert (severity, 5) == (told.severity, told.details["registered"])
     assert [] == unsound(sessions)
+
+
+@pytest.mark.parametrize(
+    ("empty_hours", "night", "severity"),
+    [("auto", 2, "warning"), ("yes", 2, "warning"), ("no", 2, "critical"), ("no", 5, "warning")],
+)
+def test_an_hour_without_a_file_is_no_gap_where_the_settings_say_so(
+    sessions: sessionmaker[Session],
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    empty_hours: str,
+    night: int,
+    severity: str,
+) -> None:
+    """Where the source leaves empty hours out; not between two large files: one is lost."""
+    ingest.terms = replace_alerts(ingest, {"missing_hour": {"empty_hours": empty_hours}})
+    ingest.take(drop_file(voting.name(8), [voting.start(480), *voting.ballots(8, 9)]))
+    ingest.take(drop_file(voting.name(10), voting.ballots(10, night)))
+    assert "votes_exceed_bulletins" not in open_alerts(sessions)
+    ingest.take(drop_file(voting.name(11), [voting.vote(670) for _ in range(5)]))
+    told = open_alerts(sessions)["votes_exceed_bulletins"]
+    assert severity == told.severity
+    assert bool(told.details["missing_slots"]) == (severity == "warning")
+    assert [] == unsound(sessions)

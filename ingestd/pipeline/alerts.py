@@ -84,7 +84,8 @@ def evaluate(  # noqa: PLR0913 - what a commit knows of its change
     nothing but new rows and rows seen before; without it everything is looked at.
     """
     open_alerts = _OPEN_ALERTS.all(session, {"constituency": constituency_id})
-    facts = facts_of(session, constituency_id, rolled_up)
+    rules_held = rules_for(session, constituency_id, held)
+    facts = facts_of(session, constituency_id, rolled_up, rules_held.missing_hour)
     is_anew = (has_history and file_id is None) or facts.has_changed_frame(touched)
     if is_anew:
         touched = stats.everything(session, constituency_id)
@@ -95,7 +96,7 @@ def evaluate(  # noqa: PLR0913 - what a commit knows of its change
         facts,
         touched,
         rolled_up,
-        rules_for(session, constituency_id, held),
+        rules_held,
         open_alerts,
         is_anew=is_anew,
         file_id=None if is_anew else file_id,
@@ -155,6 +156,7 @@ class _Look:
             slots,
             start_slot=facts.start_slot,
             has_whole=facts.has_whole,
+            was_empty=facts.was_empty,
         )
         yield Found("votes_exceed_bulletins", exceed())
         returned = known.returned_voters(self.session, facts)
@@ -684,13 +686,14 @@ def review(
         ):
             findings += _count_operations(session, operations)
         return findings
-    facts = facts_of(session, constituency_id, rolled_up)
+    rules_held = rules_for(session, constituency_id, held)
+    facts = facts_of(session, constituency_id, rolled_up, rules_held.missing_hour)
     look = _Look(
         session,
         facts,
         stats.everything(session, constituency_id),
         rolled_up,
-        rules_for(session, constituency_id, held),
+        rules_held,
         (),
         is_anew=True,
         file_id=None,

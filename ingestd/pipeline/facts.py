@@ -7,6 +7,7 @@ constituency, its rows that are no ballots, and the rows of the hours that were 
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -50,7 +51,7 @@ from ingestd.pipeline.touched import (
     within,
 )
 from ingestd.pipeline.validate import Entry, value_of
-from ingestd.thresholds import OutsideVotingWindow, Rules
+from ingestd.thresholds import MissingHour, OutsideVotingWindow, Rules
 
 _MOST = 20
 _BALLOTS = ("bulletin", "vote")
@@ -91,6 +92,7 @@ class Facts:
     files: Sequence[AnyRow]
     protocol: Sequence[ProtocolRow]
     shift: timedelta | None
+    held: MissingHour
 
     @cached_property
     def slots(self) -> list[SlotCount]:
@@ -117,8 +119,29 @@ class Facts:
         """Whether hours are missing, so that counts are unknown."""
         if self.has_whole:
             return False
-        slots = [slot.slot for slot in self.slots]
-        return self.start_slot is None or bool(missing_slots(slots, self.start_slot))
+        return self.start_slot is None or bool(self.missing)
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """The hours between the start and the last file that are not here."""
+        return missing_slots([slot.slot for slot in self.slots], self.start_slot, self.was_empty)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {file.slot: file.rows for file in self.files if file.slot and not file.is_cumulative}
+
+    def was_empty(self, slot: str) -> bool:
+        """Say whether an hour without a file was empty: only where the settings say so.
+
+        And where the files before and after it are not both so large that it was to have one.
+        What was seen elsewhere must not count here: it would hang on the order of the files.
+        """
+        if self.held.empty_hours != "no":
+            return False
+        names = list(self._rows)
+        place = bisect_left(names, slot)
+        around = [self._rows[name] for name in (*names[:place][-1:], *names[place : place + 1])]
+        return min(around, default=0) < self.held.least_expected
 
     @cached_property
     def totals(self) -> Totals:
@@ -160,7 +183,12 @@ def subject_of(file: AnyRow) -> str:
     return file.slot or f"sha256 {file.sha256[:16]}"
 
 
-def facts_of(session: Session, constituency_id: uuid.UUID, rolled_up: RolledUp) -> Facts:
+def facts_of(
+    session: Session,
+    constituency_id: uuid.UUID,
+    rolled_up: RolledUp,
+    held: MissingHour,
+) -> Facts:
     """Read the files and the protocol rows of a constituency: two statements."""
     whose = {"constituency": constituency_id}
     # In Python's order: that of a database hangs on its language.
@@ -173,6 +201,7 @@ def facts_of(session: Session, constituency_id: uuid.UUID, rolled_up: RolledUp) 
         files=files,
         protocol=protocol,
         shift=shift_of(protocol),
+        held=held,
     )
 
 
@@ -576,7 +605,7 @@ def time_with_all_hours(facts: Facts, margin: timedelta) -> tuple[datetime, date
     if start is None or finish is None or start.slot is None or finish.slot is None:
         return None
     slots = [slot.slot for slot in facts.slots if slot.slot <= finish.slot]
-    if finish.slot not in slots or missing_slots(slots, start.slot):
+    if finish.slot not in slots or missing_slots(slots, start.slot, facts.was_empty):
         return None
     return start.timestamp, finish.timestamp - margin
 

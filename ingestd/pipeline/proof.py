@@ -109,7 +109,9 @@ def _coverage(facts: Facts) -> float:
         return 1.0
     here = [slot.slot for slot in facts.slots]
     start = min([*here, *([facts.start_slot] if facts.start_slot else [])], default=None)
-    missing = len(missing_slots(here, start)) + (start is not None and start not in here)
+    missing = len(missing_slots(here, start, facts.was_empty)) + (
+        start is not None and start not in here
+    )
     return round(len(here) / max(1, len(here) + missing), 3)
 
 

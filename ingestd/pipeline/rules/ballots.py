@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -46,12 +46,18 @@ class Totals:
     benign=("a file of an earlier hour is missing",),
 )
 def votes_exceed_bulletins(
-    totals: Totals, slots: Sequence[SlotCount], *, start_slot: str | None, has_whole: bool
+    totals: Totals,
+    slots: Sequence[SlotCount],
+    *,
+    start_slot: str | None,
+    has_whole: bool,
+    was_empty: Callable[[str], bool] = lambda _slot: False,
 ) -> list[Finding]:
     """More accepted votes than bulletins issued, cumulative over the slots in order.
 
     Bulletins that only a cumulative file tells of count from the start, votes
     that only it tells of count at the end: no doubt ever makes a finding.
+    `was_empty` says of an hour without a file that nothing happened in it.
     Never looked at within one hour: there more votes than bulletins is normal.
     Source: a blind signature is the only way to a valid vote (docs/format.md, "What is counted").
     """
@@ -69,7 +75,9 @@ def votes_exceed_bulletins(
         worst = SlotCount("all files", totals.bulletins, totals.votes)
     if worst is None:
         return []
-    missing = [] if has_whole else missing_slots([slot.slot for slot in slots], start_slot)
+    missing: list[str] = []
+    if not has_whole:
+        missing = missing_slots([slot.slot for slot in slots], start_slot, was_empty)
     is_provisional = not has_whole and (start_slot is None or bool(missing))
     excess = worst.votes - worst.bulletins
     grown = f" Later the excess is up to {most}." if most > excess else ""
@@ -103,7 +111,11 @@ def votes_exceed_bulletins(
     ]
 
 
-def missing_slots(slots: Sequence[str], start_slot: str | None) -> list[str]:
+def missing_slots(
+    slots: Sequence[str],
+    start_slot: str | None,
+    was_empty: Callable[[str], bool] = lambda _slot: False,
+) -> list[str]:
     """Name the hours between startVoting and the last slot that no file covers."""
     if start_slot is None or not slots:
         return []
@@ -112,7 +124,7 @@ def missing_slots(slots: Sequence[str], start_slot: str | None) -> list[str]:
     slot = start_slot
     while slot < slots[-1] and len(missing) <= MOST_LISTED:
         slot = next_slot(slot)
-        if slot not in have:
+        if slot not in have and not was_empty(slot):
             missing.append(slot)
     return missing
 
