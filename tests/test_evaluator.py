@@ -1,6 +1,7 @@
 """The evaluator: what files leave for it is worked off, by one, in any order, after any kill."""
 
 import multiprocessing
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -24,12 +25,14 @@ from ingestd.models import (
     table_of,
 )
 from ingestd.pipeline.evaluator import Evaluator, Thresholds
+from ingestd.pipeline.feed import evaluate_feed
+from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.step import Step
 from ingestd.simulate import Plan, simulate
 from ingestd.thresholds import Alerts
 
 from . import oracle
-from .conftest import Did
+from .conftest import Did, DropFile, Voting
 from .elections import OPENS, Drawn, draw, key_of, write
 from .running import Start, is_empty, open_sessions, soon
 
@@ -339,6 +342,30 @@ def test_an_active_integrity_alert_lifts_the_score(sessions: Sessions, drawn: Dr
         scores = {one: session.get_one(Constituency, key_of(one)).anomaly_score for one in (4, 5)}
     assert 1.0 == scores[4]
     assert 0.7 <= (scores[5] or 0) < 1.0
+
+
+def test_an_integrity_alert_about_several_lifts_the_scores_of_all(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """One transaction in two contracts; when it is gone from one, both are as they were."""
+    other = Voting(rng=random.Random(8))
+    shared = voting.ballots(8, 2)
+    for one in (voting, other):
+        ingest.take(drop_file(one.name(8), [*shared, *one.ballots(8, 2)]))
+
+    def scores() -> set[float | None]:
+        evaluator(sessions).work_off()
+        with sessions.begin() as session:
+            evaluate_feed(session, now=ingest.clock(), is_thorough=True)
+        evaluator(sessions).work_off()
+        with sessions() as session:
+            return set(session.scalars(select(Constituency.anomaly_score)))
+
+    assert {1.0} == scores()
+    ingest.take(drop_file(f"new/{other.name(8)}", other.ballots(8, 2)))
+    with sessions.begin() as session:
+        session.execute(delete(Alert).where(Alert.constituency_id.is_not(None)))
+    assert {None} == scores()
 
 
 def test_an_hour_outside_the_voting_that_nothing_fills_any_more_goes(

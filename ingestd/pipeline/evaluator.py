@@ -48,7 +48,7 @@ from ingestd.models import (
     HourlyStats,
     table_of,
 )
-from ingestd.pipeline import alerts, fleet, surprises
+from ingestd.pipeline import alerts, fleet, stats, surprises
 from ingestd.pipeline.fleet import CLOSED, COUNTED, MISSING, OPEN, PROVISIONAL, Rows, Voting, Window
 from ingestd.pipeline.peers import Flags, Floats, Ints
 from ingestd.pipeline.rules import MOST_LISTED, Finding
@@ -438,7 +438,24 @@ def read_integrity(session: Session) -> dict[uuid.UUID, str]:
         )
         .group_by(alert.c.constituency_id)
     )
-    return {row[0]: row[1] for row in session.execute(query)}
+    worst = {row[0]: row[1] for row in session.execute(query)}
+    for severity, contracts in _integrity_of_several(session):
+        for contract in contracts:
+            one = stats.constituency_id_of(contract)
+            worst[one] = min(severity, worst.get(one, severity))
+    return worst
+
+
+def _integrity_of_several(session: Session) -> Iterator[tuple[str, list[str]]]:
+    """Each integrity alert that is about several constituencies: they stand in its details."""
+    query = select(alert.c.severity, alert.c.details).where(
+        alert.c["class"] == "integrity",
+        alert.c.cleared_at.is_(None),
+        alert.c.severity.in_(("critical", "warning")),
+        alert.c.constituency_id.is_(None),
+    )
+    for row in session.execute(query):
+        yield row.severity, row.details.get("contracts", [])
 
 
 # Judging ------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from ingestd.pipeline.proof import files_of_lines, proved_by_files, zone_of
 from ingestd.pipeline.rules import RULESET, Burst, Finding, Gap, Late, Twin
 from ingestd.pipeline.rules.history import begin_of, slots_between
 from ingestd.pipeline.slot import next_slot
-from ingestd.pipeline.stats import NO_BALLOT
+from ingestd.pipeline.stats import NO_BALLOT, constituency_id_of, mark_due
 from ingestd.pipeline.touched import ACCEPTED, WITHDRAWN, chunks, insert_missing, transaction
 from ingestd.thresholds import Alerts, MissingHour, Rules, SilentFeed
 
@@ -134,8 +134,17 @@ def evaluate_feed(
             for finding in findings
         )
         if rule not in unread and not is_same:
+            if rule == _IN_TWO:
+                _mark_named(session, findings, stands.values())
             Settlement(session, owner, now)(rule, findings)
     note_look(session, state, has_read_ids=kept.has_read_ids)
+
+
+def _mark_named(session: Session, findings: Iterable[Finding], stands: Iterable[Alert]) -> None:
+    """Let the evaluator compute the scores of those whom an integrity alert names, or named."""
+    told = [*(each.details for each in findings), *(each.details for each in stands)]
+    for contract in sorted({contract for each in told for contract in each.get("contracts", ())}):
+        mark_due(session, constituency_id_of(contract))
 
 
 def rules_seen(session: Session, held: Alerts = _HELD) -> frozenset[str]:
