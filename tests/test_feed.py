@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from ingestd import crud
 from ingestd.cli.jobs import note
 from ingestd.models import Alert, Constituency, FileProcessing, Reject
 from ingestd.pipeline.deliveries import moment_of
@@ -23,6 +24,8 @@ from ingestd.pipeline.feed import Kept, evaluate_feed, feed_findings
 from ingestd.pipeline.forget import forget
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.replay import MendedRow, replay
+from ingestd.pipeline.stats import constituency_id_of
+from ingestd.schemas import AlertUpdate
 from ingestd.thresholds import Alerts
 
 from .conftest import Clock, Databases, Did, DropFile, Voting
@@ -296,3 +299,25 @@ def test_a_transaction_in_two_contracts_is_found_in_any_order_of_a_large_electio
                 assert ["transaction_in_two_contracts"] == list(session.scalars(query))
             # Nothing has changed since: nothing is read again.
             assert not kept.reads_ids(looks[-1] + timedelta(hours=1), held, is_thorough=False)
+
+
+def test_a_decision_on_a_missing_constituency_holds_when_it_becomes_known(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """A first file names it and is refused: still nothing of it is here, and nobody asks again."""
+    other = Voting(rng=random.Random(8))
+    missing = {"contracts": [other.contract]}
+    for hour in (8, 9, 10):
+        ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 3)))
+    (told,) = look(sessions, constituency_missing=missing)
+    with sessions.begin() as session:
+        answer = AlertUpdate(status="resolved", notes=["asked"], assigned_to="Anna")
+        crud.alerts.answer(session, told.id, answer, at=DAY_3)
+    ingest.take(drop_file(other.name(8), ["torn"] * 300))
+    alerts = look(sessions, constituency_missing=missing)
+    (again,) = [one for one in alerts if one.type == "constituency_missing"]
+    assert constituency_id_of(other.contract) == again.constituency_id
+    assert ("resolved", ["asked"], "Anna") == (again.status, again.notes, again.assigned_to)
+    with sessions() as session:
+        assert "constituency_missing" not in {one.type for one in crud.alerts.open(session).items}
+        assert DAY_3 == session.get_one(Alert, told.id).cleared_at

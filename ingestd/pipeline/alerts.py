@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import and_, bindparam, func, insert, select, text
@@ -308,9 +309,18 @@ class Settlement:
         self._now = now
 
     def __call__(
-        self, rule: str, findings: Sequence[Finding], *, among: Iterable[str] | None = None
+        self,
+        rule: str,
+        findings: Sequence[Finding],
+        *,
+        among: Iterable[str] | None = None,
+        former: Mapping[str, Alert] = MappingProxyType({}),
     ) -> None:
-        """Raise or update `findings`; clear the rule's other open alerts (of subjects `among`)."""
+        """Raise or update `findings`; clear the rule's other open alerts (of subjects `among`).
+
+        `former` are alerts of these subjects that were about no constituency, since it was not
+        known: what a person said of them goes over.
+        """
         if not findings and self._open_rules is not None and rule not in self._open_rules:
             return
         # Of one subject there is one alert: two would break a commit, and all that is in it.
@@ -331,6 +341,7 @@ class Settlement:
         rows = self._as_named(rule, findings, rows)
         by_subject = {alert.subject: alert for alert in rows}
         answers = [_Answer.of_alert(alert) for alert in rows if "episode" in alert.details]
+        moved = {subject: _side_of(alert) for subject, alert in former.items()}
         subjects_found = {finding.subject for finding in findings}
         ending = [each for each in answers if each.is_open and each.subject not in subjects_found]
         new = [finding for finding in findings if finding.subject not in by_subject]
@@ -338,6 +349,8 @@ class Settlement:
             if finding.subject in by_subject:
                 alert = by_subject.pop(finding.subject)
                 side = _side_again(alert, finding, answers, ending)
+                if finding.subject in moved and not _has_words(_side_of(alert)):
+                    side = moved[finding.subject]
                 for name, value in side.items():
                     setattr(alert, name, value)
                 self._update(alert, finding)
@@ -345,7 +358,7 @@ class Settlement:
             if alert.cleared_at is None:
                 self._clear(alert)
         self._session.flush()
-        self._raise(rule, new, answers)
+        self._raise(rule, new, answers, moved)
 
     def _as_named(
         self, rule: str, findings: Sequence[Finding], rows: Sequence[Alert]
@@ -371,7 +384,13 @@ class Settlement:
         if not _is_decided(alert.status, alert.answered_gravity, alert.gravity):
             self._tell(outbox.CLEARED, alert.id, alert.severity, alert.title)
 
-    def _raise(self, rule: str, findings: Sequence[Finding], answers: Sequence[_Answer]) -> None:
+    def _raise(
+        self,
+        rule: str,
+        findings: Sequence[Finding],
+        answers: Sequence[_Answer],
+        moved: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         rows = [
             {
                 "id": alert_id(rule, self._constituency_id, finding.subject),
@@ -379,6 +398,7 @@ class Settlement:
                 "constituency_id": self._constituency_id,
                 "subject": finding.subject,
                 **(_NOBODY | {"notes": []} | _carried(finding, answers)),
+                **moved.get(finding.subject, {}),
                 **_said(finding),
                 "class": CLASSES[rule],
             }
@@ -448,7 +468,7 @@ class _Answer:
             first=told["first"],
             last=told["last"],
             is_open=alert.cleared_at is None,
-            side={name: getattr(alert, name) for name in _SIDE},
+            side=_side_of(alert),
         )
 
     def is_about(self, finding: Finding) -> bool:
@@ -456,6 +476,10 @@ class _Answer:
         told = finding.details["episode"]
         is_near = self.first <= told["last"] and told["first"] <= self.last
         return _has_words(self.side) and is_near and self.of == told["of"]
+
+
+def _side_of(alert: Alert) -> dict[str, Any]:
+    return {name: getattr(alert, name) for name in _SIDE}
 
 
 def _has_words(side: Mapping[str, Any]) -> bool:
@@ -470,7 +494,7 @@ def _side_again(
     What a person wrote there stays. The notes of episodes that end in this one are put behind it;
     their decisions were about less.
     """
-    own = {name: getattr(alert, name) for name in _SIDE}
+    own = _side_of(alert)
     if alert.cleared_at is not None and not _has_words(own):
         return _carried(finding, answers)
     if "episode" not in finding.details:

@@ -127,7 +127,8 @@ def evaluate_feed(
     for alert in session.scalars(query):
         standing.setdefault((alert.constituency_id, alert.type), {})[alert.subject] = alert
     unread = () if kept.has_read_ids else (_IN_TWO,)
-    for owner, rule in sorted({*found, *standing}, key=str):
+    # Those of nobody come last: what a person said of them may go over to a constituency.
+    for owner, rule in sorted({*found, *standing}, key=_nobodys_last):
         findings, stands = found.get((owner, rule), ()), standing.get((owner, rule), {})
         is_same = len(findings) == len(stands) and all(
             finding.subject in stands and is_said(stands[finding.subject], finding)
@@ -136,8 +137,13 @@ def evaluate_feed(
         if rule not in unread and not is_same:
             if rule == _IN_TWO:
                 _mark_named(session, findings, stands.values())
-            Settlement(session, owner, now)(rule, findings)
+            nobodys = standing.get((None, rule), {}) if owner else {}
+            Settlement(session, owner, now)(rule, findings, former=nobodys)
     note_look(session, state, has_read_ids=kept.has_read_ids)
+
+
+def _nobodys_last(key: tuple[uuid.UUID | None, str]) -> tuple[bool, str]:
+    return key[0] is None, str(key)
 
 
 def _mark_named(session: Session, findings: Iterable[Finding], stands: Iterable[Alert]) -> None:
