@@ -163,7 +163,7 @@ def missing(first: int, past: int) -> Finding:
     """Hours that nobody delivered."""
     slots = tuple(SLOTS[first:past])
     lacking = (1,) * len(slots)
-    gap = Gap(slots=slots, lacking=lacking, constituencies=9, watermark=SLOTS[-1])
+    gap = Gap(slots=slots, lacking=lacking, constituencies=9)
     return missing_hour(gap, Alerts().missing_hour)
 
 

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd import crud
 from ingestd.cli.jobs import note
-from ingestd.models import Alert, Constituency, FileProcessing, Reject
+from ingestd.models import Alert, Constituency, FileProcessing, Notice, Reject, table_of
+from ingestd.pipeline import outbox
 from ingestd.pipeline.deliveries import moment_of
 from ingestd.pipeline.feed import Kept, evaluate_feed, feed_findings
 from ingestd.pipeline.forget import forget
@@ -321,3 +322,29 @@ def test_a_decision_on_a_missing_constituency_holds_when_it_becomes_known(
     with sessions() as session:
         assert "constituency_missing" not in {one.type for one in crud.alerts.open(session).items}
         assert DAY_3 == session.get_one(Alert, told.id).cleared_at
+
+
+def test_what_is_missing_is_told_once_and_not_every_hour(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
+) -> None:
+    """The feed goes on, and what was found stays as it is: no alert changes, and nobody is told."""
+    everything = frozenset({"info", "warning", "critical"})
+    wanted = outbox.Wanted(channels=("duty",), at_once=everything, digest=frozenset())
+    telling = outbox.telling(sessionmaker(**sessions.kw), wanted)
+    for hour in (8, 9, 11, 12, 13):
+        ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 3)))
+    held = {"constituency_missing": {"contracts": ["nowhere"]}} | {
+        "missing_hour": {"empty_hours": "yes"}
+    }
+    told = []
+    for hour in (14, 15):
+        with telling.begin() as session:
+            evaluate_feed(session, now=DAY_3, held=Alerts.model_validate(held))
+        with sessions() as session:
+            changes = session.scalars(select(Notice.title)).all()
+            rows = session.execute(select(table_of(Alert)).order_by(Alert.type)).all()
+            told.append(([row.type for row in rows], rows, changes))
+        ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 3)))
+    assert ["constituency_missing", "missing_hour"] == told[0][0]
+    assert 2 == len(told[0][2])
+    assert told[0] == told[1]

@@ -378,7 +378,7 @@ def test_three_missing_hours_or_a_tenth_of_the_fleet_are_critical(
     slots: tuple[str, ...], lacking: tuple[int, ...], severity: str
 ) -> None:
     """One hour of one constituency is a warning."""
-    gap = Gap(slots=slots, lacking=lacking, constituencies=50, watermark=TEN)
+    gap = Gap(slots=slots, lacking=lacking, constituencies=50)
     assert severity == rules.missing_hour(gap, Rules().missing_hour).severity
 
 

@@ -831,7 +831,7 @@ def missing_hour(bundle: Bundle) -> Answer:
     for row in read_table("slots.csv"):
         hours[begin_of(row["slot"])].add(row["contract"])
     contract = bundle.finding["contract_id"]
-    mark = begin_of(bundle.details["watermark"])
+    mark = max(hours, default=datetime.min.replace(tzinfo=UTC))
     absent = [
         slot for slot in bundle.details["slots"] if contract not in hours.get(begin_of(slot), ())
     ]

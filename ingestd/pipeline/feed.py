@@ -418,7 +418,6 @@ def _missing_hours(feed: _Feed) -> Iterator[tuple[uuid.UUID, Finding]]:
                 slots=tuple(run),
                 lacking=tuple(lacking[slot] for slot in run),
                 constituencies=len(feed.owners),
-                watermark=watermark,
             )
             yield owner, rules.missing_hour(gap, feed.held(owner).missing_hour)
 
@@ -489,8 +488,7 @@ def _expected(feed: _Feed, own: int, total: int, slot: str) -> float:
 
 def _missing_constituencies(feed: _Feed) -> Iterator[tuple[uuid.UUID | None, Finding]]:
     held = feed.base.constituency_missing
-    slots = hours_of(feed.deliveries.owners)
-    if slots < held.slots_past:
+    if hours_of(feed.deliveries.owners) < held.slots_past:
         return
     span = _first_hours(feed, held.slots_past)
     is_here = {
@@ -507,7 +505,7 @@ def _missing_constituencies(feed: _Feed) -> Iterator[tuple[uuid.UUID | None, Fin
         if owner is None or not is_here.get(owner, False):
             wanted[contract] = owner
     for contract, owner in sorted(wanted.items(), key=str):
-        yield owner, rules.constituency_missing(contract, slots=slots, held=held, span=span)
+        yield owner, rules.constituency_missing(contract, held=held, span=span)
     yield from _missing_twins(feed)
 
 

@@ -27,7 +27,6 @@ class Gap:
     slots: tuple[str, ...]
     lacking: tuple[int, ...]
     constituencies: int
-    watermark: str
 
 
 @rule(
@@ -43,7 +42,8 @@ class Gap:
 def missing_hour(gap: Gap, held: MissingHour) -> Finding:
     """Hours inside the voting of which no file is here although the feed is past them.
 
-    Source: alerts catalogue, rule 14. Neighbouring hours are one finding.
+    Source: alerts catalogue, rule 14. Neighbouring hours are one finding. It does not say where the
+    feed is: it would say something else every hour.
     """
     number = len(gap.slots)
     worst = max(gap.lacking)
@@ -56,13 +56,12 @@ def missing_hour(gap: Gap, held: MissingHour) -> Finding:
         severity="critical" if is_critical else "warning",
         title=f"{many(number, 'hourly file')} missing",
         description=(
-            f"No file of {span} is here, and the feed is at {gap.watermark}. What happened then is "
-            f"unknown, not zero. Of {gap.constituencies} constituencies, up to {worst} lack it."
+            f"No file of {span} is here, and the feed is past it. What happened then is unknown, "
+            f"not zero. Of {gap.constituencies} constituencies, up to {worst} lack it."
         ),
         details={
             "slots": list(gap.slots[:MOST_LISTED]),
             "number": number,
-            "watermark": gap.watermark,
             "constituencies": gap.constituencies,
             "constituencies_lacking": worst,
             "observed": number,
@@ -85,7 +84,7 @@ def missing_hour(gap: Gap, held: MissingHour) -> Finding:
     benign=("a part of the source was not downloaded",),
 )
 def constituency_missing(
-    contract: str, *, slots: int, held: ConstituencyMissing, span: tuple[str, ...] = ()
+    contract: str, *, held: ConstituencyMissing, span: tuple[str, ...] = ()
 ) -> Finding:
     """A contract without any hourly file although the rest of the feed is on its way.
 
@@ -97,11 +96,11 @@ def constituency_missing(
         severity="critical",
         title="A constituency without any file",
         description=(
-            f"No hourly file of the contract {contract} is here, while others have {slots} hours."
+            f"No hourly file of the contract {contract} is here, while others have "
+            f"{many(held.slots_past, 'hour')} or more."
         ),
         details={
             "contract": contract,
-            "hours_of_others": slots,
             "slots": list(span),
             "observed": 0,
             "expected": f"at least 1 after {held.slots_past} hours",
