@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import tracemalloc
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from ingestd import crud
 from ingestd.cli.jobs import note
 from ingestd.models import Alert, Constituency, FileProcessing, Notice, Reject, table_of
 from ingestd.pipeline import outbox
-from ingestd.pipeline.deliveries import moment_of
+from ingestd.pipeline.deliveries import Deliveries, moment_of
 from ingestd.pipeline.feed import Kept, evaluate_feed, feed_findings
 from ingestd.pipeline.forget import forget
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.replay import MendedRow, replay
+from ingestd.pipeline.slot import next_slot
 from ingestd.pipeline.stats import constituency_id_of
 from ingestd.schemas import AlertUpdate
 from ingestd.thresholds import Alerts
@@ -348,3 +350,40 @@ def test_what_is_missing_is_told_once_and_not_every_hour(
     assert ["constituency_missing", "missing_hour"] == told[0][0]
     assert 2 == len(told[0][2])
     assert told[0] == told[1]
+
+
+def test_what_is_kept_of_a_file_is_small() -> None:
+    """A whole country has 367 000 of them, and a daemon keeps them from look to look."""
+    kept = Deliveries()
+    owners = [str(uuid.UUID(int=number)) for number in range(100)]
+    slots = [next_of("2024-09-06_0800-0900", hour) for hour in range(72)]
+    tracemalloc.start()
+    try:
+        for at, slot in enumerate(slots):
+            jobs = [(owner, owner, "completed", slot, False, 999, 10**15 + at) for owner in owners]
+            kept._note(cast("Any", jobs))  # noqa: SLF001 - what a look reads, without a database
+        used, _most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(owners) * len(slots) == kept._counted()  # noqa: SLF001
+    assert used < 60 * len(owners) * len(slots)
+
+
+def next_of(slot: str, hours: int) -> str:
+    """The name of the slot so many hours later."""
+    for _ in range(hours):
+        slot = next_slot(slot)
+    return slot
+
+
+def test_times_are_kept_to_the_microsecond(sessions: Sessions) -> None:
+    """By both databases, also from before 1970; the earliest of a slot counts."""
+    write(sessions, drawn(), is_hourly=True)
+    moments = (datetime(1969, 12, 31, 23, 59, 58, 123456, UTC), datetime(2024, 9, 6, tzinfo=UTC))
+    for moment in moments:
+        written(sessions, {0: moment})
+        kept = Kept()
+        found(sessions, kept)
+        told = kept.deliveries.owners[key_of(0)].written
+        assert {moment} == {moment_of(told[slot]) for slot in told}
+        assert HOURS == len(told)

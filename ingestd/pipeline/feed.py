@@ -463,7 +463,7 @@ def _gaps(
         mine = feed.deliveries.owners[owner].rows
         held = feed.held(owner).missing_hour
         are_published = feed.are_empty_hours_published(held)
-        own = sum(mine.values())
+        own = mine.total
         runs: list[list[str]] = []
         slot, was_missing = begin, False
         while slot[: len(end)] <= end:
