@@ -28,8 +28,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 from ingestd import migrate
+from ingestd.assembly import terms_of
 from ingestd.config import Settings
-from ingestd.daemon import terms_of
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import owner_name

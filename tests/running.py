@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 ONCE = """
 from ingestd import log
 from ingestd.config import load_settings
-from ingestd.daemon import once
+from ingestd.once import once
 log.configure("error", "json")
 summary = once(load_settings(), on_progress=lambda progress: print(progress.bytes_done, flush=True))
 assert not summary.waiting, summary.waiting

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd import daemon
+from ingestd import assembly, once
 from ingestd.config import Settings
 from ingestd.models import Alert, Constituency, HourlyStats
 from ingestd.pipeline import rules
@@ -44,7 +44,7 @@ def export(sessions: Sessions, alert: Alert, folder: Path, settings: Settings) -
     """A bundle, unpacked."""
     path = folder / f"{alert.id}.zip"
     with sessions() as session:
-        limits, thresholds = daemon.read_limits(settings), daemon.thresholds_of(settings)
+        limits, thresholds = assembly.read_limits(settings), assembly.thresholds_of(settings)
         evidence = evidence_of(session, alert, limits, thresholds)
         owner = alert.constituency_id and session.get_one(Constituency, alert.constituency_id)
         write_bundle(path, alert, owner.contract_id if owner else None, evidence)
@@ -104,7 +104,7 @@ def take_in(folder: Path, url: str, *, whole: bool) -> Taken:
                 "alerts": {"constituency_missing": expected},
             }
         )
-        daemon.once(settings)
+        once.once(settings)
     return Taken(settings, election.truth)
 
 
@@ -263,7 +263,7 @@ def test_the_raw_lines_of_an_hour_are_counted_again(databases: Databases, tmp_pa
         settings = Settings.model_validate(
             {"database": {"url": url}, "watch": watch, "statistics": low}
         )
-        daemon.once(settings)
+        once.once(settings)
         with open_sessions(url) as sessions:
             with sessions() as session:
                 query = select(Alert).where(Alert.type.in_(("unusual_spike", "unusual_drop")))

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd import daemon
+from ingestd import once
 from ingestd.config import Settings
 from ingestd.models import Alert, FileProcessing
 from ingestd.pipeline.bundle_check import is_sound, row_of
@@ -68,7 +68,7 @@ def exported(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> 
     with databases.fresh("sqlite") as url:
         watch = {"inbox": inbox, "archive": found.folder}
         settings = Settings.model_validate({"database": {"url": url}, "watch": watch})
-        daemon.once(settings)
+        once.once(settings)
         with open_sessions(url) as sessions:
             with sessions() as session:
                 alerts = session.scalars(select(Alert).where(Alert.cleared_at.is_(None))).all()

@@ -23,7 +23,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
-from ingestd import crud, daemon, migrate
+from ingestd import crud, migrate, once
 from ingestd.cli import app, screen
 from ingestd.config import load_settings
 from ingestd.db import make_engine, make_sessions
@@ -132,7 +132,7 @@ def filled_url(
             url = stack.enter_context(server.new_database())
         settings = load_settings(database__url=url)
         for drop in ("drop", "drop-2"):
-            daemon.once(settings, [simulated / drop])
+            once.once(settings, [simulated / drop])
         yield url
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from ingestd import daemon
+from ingestd import once
 from ingestd.config import Settings
 from ingestd.models import FileProcessing
 from ingestd.pipeline.step import Step
@@ -125,7 +125,7 @@ def eventful(
                 },
             }
         )
-        assert [] == daemon.once(settings, on_step=steps).waiting
+        assert [] == once.once(settings, on_step=steps).waiting
         assert [] == unsound(sessions)
         return Eventful(folder / "files", snapshot(sessions), jobs_in(url), steps.told)
 

@@ -21,9 +21,9 @@ from structlog.testing import capture_logs
 from watchdog.events import FileMovedEvent
 
 from ingestd.config import Settings
-from ingestd.daemon import once
 from ingestd.errors import ManifestNotMet, StopRequested
 from ingestd.models import Alert, FileProcessing, Transaction
+from ingestd.once import once
 from ingestd.pipeline.events import Wakeup
 from ingestd.pipeline.evidence import Check, Claim, Manifests, RowCount, file_of_marker, is_marker
 from ingestd.pipeline.found import Found

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from typer.testing import CliRunner
 
-from ingestd import crud, daemon
+from ingestd import crud, once
 from ingestd.cli import app
 from ingestd.config import Settings, Statistics
 from ingestd.models import Alert
@@ -193,7 +193,7 @@ def found(
     folder = tmp_path_factory.mktemp("found")
     election = simulated(folder / "files", plan)
     with databases.fresh("sqlite") as url:
-        daemon.once(
+        once.once(
             Settings.model_validate(
                 {
                     "database": {"url": url},

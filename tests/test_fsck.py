@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd import daemon
+from ingestd import assembly
 from ingestd.config import Settings
 from ingestd.errors import StopRequested
 from ingestd.models import (
@@ -589,11 +589,11 @@ def test_alerts_that_are_still_to_be_judged_are_left_out_and_counted(world: Worl
     """By other settings, or by these ones, while the daemon has not come to all of them."""
     world.is_broken = True
     settings = Settings.model_validate({"alerts": {"reject_share": {"rows": 1}}})
-    former, now = (daemon.standard_of(each) for each in (Settings(), settings))
+    former, now = (assembly.standard_of(each) for each in (Settings(), settings))
     ingest = replace(world.ingest, terms=replace(world.ingest.terms, alerts=now.alerts))
     fsck = fsck_of(world.folder, ingest, is_quick=True)
     assert {"alert_altered"} <= {each.code for each in fsck.differences()}
-    fsck.judged_by = daemon.thresholds_of(settings), now.text()
+    fsck.judged_by = assembly.thresholds_of(settings), now.text()
     for standard in (former, now):
         with world.sessions.begin() as session:
             take_up(session, standard, world.clock())

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from ingestd import daemon, migrate
+from ingestd import migrate, once
 from ingestd.config import Settings
 from ingestd.db import make_engine
 from ingestd.errors import NotMoved, SchemaMismatch
@@ -70,7 +70,7 @@ class Place:
         """Take what lies in the inbox."""
         watch = {name: self.folder / name for name in ("inbox", "archive", "quarantine")}
         database = {"url": self.url, "sqlite_synchronous": "NORMAL"}
-        daemon.once(Settings.model_validate({"database": database, "watch": watch}))
+        once.once(Settings.model_validate({"database": database, "watch": watch}))
 
     def drop(self, name: str, rows: list[str]) -> None:
         """Put a file into the inbox."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ingestd import daemon
+from ingestd import once
 from ingestd.config import Settings
 from ingestd.db import make_engine
 from ingestd.moving.copying import copy
@@ -58,7 +58,7 @@ def answers(
     url = f"sqlite:///{folder / 'ingestd.db'}"
     settings = {"database": {"url": url}, "watch": places | {"after": "leave"}}
     for drop in ("drop", "drop-2"):
-        daemon.once(Settings.model_validate(settings), [election.folder / drop])
+        once.once(Settings.model_validate(settings), [election.folder / drop])
     with copied(databases, url) as other:
         yield {"sqlite": url, "postgresql": other}
 

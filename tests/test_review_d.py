@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from typer.testing import CliRunner
 
-from ingestd import crud, daemon
+from ingestd import crud, once
 from ingestd.cli import app
 from ingestd.config import Settings
 from ingestd.models import Alert, EvaluationDue
@@ -227,7 +227,7 @@ def test_a_line_that_was_altered_with_its_hash_is_found_in_the_files(
         settings = Settings.model_validate(
             {"database": {"url": url}, "watch": {"inbox": inbox, "archive": tmp_path / "archive"}}
         )
-        daemon.once(settings, [inbox / name], is_archiving=False)
+        once.once(settings, [inbox / name], is_archiving=False)
         with open_sessions(url) as sessions:
             told = str(open_alerts(sessions)["duplicate_transaction"].id)
         ask(url, "alerts", "export", told, "--to", str(tmp_path / "finding.zip"))
@@ -260,7 +260,7 @@ def test_a_bundle_does_not_tell_where_the_archive_lies(
         settings = Settings.model_validate(
             {"database": {"url": url}, "watch": {"inbox": inbox, "archive": tmp_path / "archive"}}
         )
-        daemon.once(settings)
+        once.once(settings)
         (there,) = (tmp_path / "archive").rglob("*.csv")
         there.unlink()
         there.mkdir()

@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ingestd import daemon
+from ingestd import once
 from ingestd.cli import app
 from ingestd.config import load_settings
 from ingestd.models import Alert, Constituency, FileProcessing
@@ -129,8 +129,8 @@ def test_the_questions_of_the_readme_are_answered(
     monkeypatch.chdir(tmp_path)
     simulate(tmp_path / "sim", PLAN)
     assert 0 == said("ingestd init .")[0]
-    daemon.once(load_settings(), [tmp_path / "sim" / "drop"])
-    daemon.once(load_settings(), [tmp_path / "sim" / "drop-2"])
+    once.once(load_settings(), [tmp_path / "sim" / "drop"])
+    once.once(load_settings(), [tmp_path / "sim" / "drop-2"])
     words = things(load_settings().database.url)
     with hook_server() as hook:
         monkeypatch.setenv("INGESTD_NOTIFY__CHANNELS", json.dumps({"duty": hook.url}))

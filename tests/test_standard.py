@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd import daemon
+from ingestd import assembly
 from ingestd.config import Settings
 from ingestd.elections import Elections
 from ingestd.models import Alert, Constituency, Election, Evaluation, EvaluationDue, HourlyStats
@@ -40,7 +40,7 @@ LOCAL: dict[str, Any] = {DUMA: {"type": "local", "timezone": "Asia/Kamchatka", "
 
 def standard(**settings: Any) -> Standard:
     """What holds by these settings, [statistics] left out."""
-    return daemon.standard_of(Settings.model_validate(settings))
+    return assembly.standard_of(Settings.model_validate(settings))
 
 
 def hold(ingest: Ingest, **settings: Any) -> int:
@@ -373,7 +373,7 @@ def test_fsck_names_what_the_evaluator_did_not_write(
     sessions: Sessions, ingest: Ingest, drawn: Drawn, did: Did
 ) -> None:
     """Velocities, status, scores and statistical alerts; a mark lets them be written again."""
-    judged_by = daemon.thresholds_of(Settings()), standard().text()
+    judged_by = assembly.thresholds_of(Settings()), standard().text()
     deeds: list[tuple[str, str]] = []
 
     def note(session: Session, action: str, subject: str, **images: Any) -> None:

@@ -127,9 +127,9 @@ def test_a_stop_is_overdue_after_its_time_or_when_it_is_asked_for_again() -> Non
 # The command line as it is, but for an ear for the steps.
 ONCE = """
 from functools import partial
-from ingestd import cli, daemon
+from ingestd import cli, once
 from tests.steps import armed
-daemon.once = partial(daemon.once, on_step=armed())
+once.once = partial(once.once, on_step=armed())
 cli.main()
 """
 

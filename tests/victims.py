@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from ingestd import daemon, log
+from ingestd import daemon, log, once
 from ingestd.config import load_settings
 
 from .running import environment
@@ -28,7 +28,7 @@ Mode = Literal["once", "run"]
 _FORKS = multiprocessing.get_context("forkserver")
 # Alembic is imported late, by whoever opens a database: a fifth of what such a process does.
 _PRELOADED = [
-    *("ingestd.daemon", "ingestd.pipeline.evaluator"),
+    *("ingestd.daemon", "ingestd.once", "ingestd.pipeline.evaluator"),
     *("psycopg", "alembic.runtime.migration", "tests.victims"),
 ]
 _FORKS.set_forkserver_preload(_PRELOADED)
@@ -49,7 +49,7 @@ def _live(mode: Mode, told: Mapping[str, str], log_file: Path) -> None:
     settings = load_settings()
     if mode == "run":
         sys.exit(daemon.run(settings, on_step=steps))
-    summary = daemon.once(settings, on_step=steps)
+    summary = once.once(settings, on_step=steps)
     steps.tell()
     sys.exit("\n".join(summary.waiting) or 0)
 

@@ -223,7 +223,7 @@ def export(
     `python3 check.py` in the unpacked ZIP needs nothing of this program. Exit status 1 when a
     file could not be read.
     """
-    from ingestd import crud, daemon
+    from ingestd import assembly, crud
     from ingestd.cli import screen
     from ingestd.cli.database import reading
     from ingestd.pipeline.bundle import evidence_of, write_bundle
@@ -233,7 +233,7 @@ def export(
         alert = the_alert(session, id_)
         owner = alert.constituency_id and crud.constituencies.get(session, alert.constituency_id)
         path = to or Path(f"finding-{str(alert.id)[:_SHORTEST_PREFIX]}.zip")
-        limits, thresholds = daemon.read_limits(settings), daemon.thresholds_of(settings)
+        limits, thresholds = assembly.read_limits(settings), assembly.thresholds_of(settings)
         evidence = evidence_of(session, alert, limits, thresholds)
         lines = write_bundle(path, alert, owner.contract_id if owner else None, evidence)
     if is_json:

@@ -66,7 +66,7 @@ def fsck(
     Nothing is written without --repair, and a daemon may be at work meanwhile: what is in work
     is left out, and said. Exit status 0 when all is sound, 1 when a difference is left.
     """
-    from ingestd import daemon
+    from ingestd import assembly
     from ingestd.cli import screen
     from ingestd.cli.database import opened
     from ingestd.pipeline.fsck.repair import Plan, Repair
@@ -81,7 +81,7 @@ def fsck(
                 plan.add(difference)
     if is_repairing and answer.counts:
         with opened(settings, writer=True) as engine:
-            ingest = daemon.make_ingest(settings, engine, is_archiving=False)
+            ingest = assembly.make_ingest(settings, engine, is_archiving=False)
             outcome = Repair(ingest, note).carry_out(plan)
         answer = Answer()
         with opened(settings, writer=False) as engine, screen.progress("looking") as on_progress:
@@ -117,7 +117,7 @@ def checker(
     on_progress: Callable[[str, int, int], None],
 ) -> Fsck:
     """Make what compares a database with these folders."""
-    from ingestd import daemon
+    from ingestd import assembly
     from ingestd.cli.database import readers
     from ingestd.pipeline.fsck.check import Fsck, Places
     from ingestd.pipeline.ledger import owner_name
@@ -127,7 +127,7 @@ def checker(
     is_archiving = watch.after == "archive"
     return Fsck(
         sessions=readers(engine),
-        terms=daemon.terms_of(settings, is_archiving=is_archiving),
+        terms=assembly.terms_of(settings, is_archiving=is_archiving),
         places=Places(
             inbox=watch.inbox,
             archive=watch.archive,
@@ -136,7 +136,7 @@ def checker(
         ),
         owner=owner_name(),
         clock=utc_now,
-        judged_by=(daemon.thresholds_of(settings), daemon.standard_of(settings).text()),
+        judged_by=(assembly.thresholds_of(settings), assembly.standard_of(settings).text()),
         is_quick=is_quick,
         on_progress=on_progress,
     )

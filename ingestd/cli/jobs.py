@@ -277,7 +277,7 @@ def forget(
     Its rows and rejects leave, an earlier publication of its slot counts again, its duplicates
     are forgotten with it. Its bytes stay where they are and can be dropped again.
     """
-    from ingestd import daemon
+    from ingestd import assembly
     from ingestd.cli import screen
     from ingestd.cli.database import opened
     from ingestd.config import ConfigError
@@ -286,7 +286,7 @@ def forget(
 
     settings = flags.settings()
     with opened(settings, writer=True) as engine:
-        ingest = daemon.make_ingest(settings, engine, is_archiving=False)
+        ingest = assembly.make_ingest(settings, engine, is_archiving=False)
         with ingest.sessions.begin() as session:
             job = the_job(session, job_id)
         if not is_sure:
@@ -303,13 +303,13 @@ def forget(
 
 def make_current(flags: Flags, job_id: JobId) -> None:
     """Let an earlier publication of a slot count again, in place of the one that superseded it."""
-    from ingestd import daemon
+    from ingestd import assembly
     from ingestd.cli import screen
     from ingestd.cli.database import opened
 
     settings = flags.settings()
     with opened(settings, writer=True) as engine:
-        ingest = daemon.make_ingest(settings, engine, is_archiving=False)
+        ingest = assembly.make_ingest(settings, engine, is_archiving=False)
         with ingest.sessions.begin() as session:
             id_ = the_job(session, job_id).id
 

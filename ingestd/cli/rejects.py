@@ -159,7 +159,7 @@ def replay(
 
     Exit status 1 when a row is still bad.
     """
-    from ingestd import daemon
+    from ingestd import assembly
     from ingestd.cli import screen
     from ingestd.cli.database import opened
     from ingestd.pipeline.replay import replay as replay_rows
@@ -169,7 +169,7 @@ def replay(
     bad: list[Answer] = []
     longest = settings.limits.max_line_bytes
     with opened(settings, writer=True) as engine, _mended(file, longest) as rows:
-        ingest = daemon.make_ingest(settings, engine, is_archiving=False)
+        ingest = assembly.make_ingest(settings, engine, is_archiving=False)
         for answer in replay_rows(ingest, rows, note):
             counts[answer.became] += 1
             if answer.became == "still bad" and len(bad) < _MOST_TOLD:

@@ -18,7 +18,7 @@ import typer
 from ingestd.cli.flags import FINDINGS, STOPPED, Flags, Json, command, complain
 
 if TYPE_CHECKING:
-    from ingestd.daemon import Progress, Summary
+    from ingestd.once import Progress, Summary
     from ingestd.pipeline.trial import TrialFile
 
 _LINE_EVERY_SECONDS = 2.0
@@ -101,12 +101,12 @@ def once(
     Exit status 1 when a file was quarantined or has to wait, 130 when it was stopped by Ctrl-C
     (143 by SIGTERM).
     """
-    from ingestd import daemon
     from ingestd.cli import screen
+    from ingestd.once import once as once_through
 
     settings = flags.settings()
     with _progress() as on_progress:
-        summary = daemon.once(
+        summary = once_through(
             settings, paths or [], is_archiving=is_archiving, on_progress=on_progress
         )
     if is_json:
@@ -200,14 +200,16 @@ def try_(
 
     Exit status 1 when rows of it, or all of it, would be refused.
     """
-    from ingestd import daemon
+    from ingestd.assembly import terms_of
     from ingestd.cli import screen
     from ingestd.errors import FileRefused
+    from ingestd.pipeline import trial
 
     settings = flags.settings()
     file.stat()  # says what is wrong with the path, better than what follows
     try:
-        files = daemon.try_file(settings, file, most_shown=rejects).files
+        terms = terms_of(settings, is_archiving=False)
+        files = trial.try_file(file.absolute(), terms, most_shown=rejects)
         refusal = None
     except FileRefused as refused:
         files, refusal = [], refused.reason
