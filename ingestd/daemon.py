@@ -400,7 +400,7 @@ def run(
             _note_short_watchdog(settings, audience.systemd)
             port.listen_at(settings.metrics.listen)
             audience.figures.volumes.folders = _volumes(settings)
-            with telling(settings, channels, troubles):
+            with telling(settings, channels, troubles, audience.figures.notices):
                 if not _serve(settings, stop, hung_up, audience, port):
                     return GAVE_UP
                 # Inside: that it was refused is told, too.

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from ingestd import __version__
 from ingestd.log import escape
 from ingestd.pipeline.events import Heard
+from ingestd.pipeline.outbox import Waiting
 from ingestd.pipeline.tally import STAGES
 from ingestd.pipeline.worker import Told
 from ingestd.standing import Standing
@@ -31,6 +32,7 @@ from ingestd.standing import Standing
 OTHERS = "(others)"
 DIRECT = "."
 OUTCOMES = ("completed", "duplicate", "quarantined", "vanished", "changed")
+NOTICES = ("sent", "given_up")
 ROWS = ("stored", "known", "rollbacks", "rejected", "blank")
 _MOST_SOURCES = 100
 _LONGEST_SOURCE = 80
@@ -59,6 +61,10 @@ class Figures:
         self.registry.register(Process())
         self.volumes = Volumes()
         self.registry.register(self.volumes)
+        self.notices = Notices(
+            self._counter("notices", "Notices that came to an end.", "channel", "outcome")
+        )
+        self.registry.register(self.notices)
         self._make_counters()
         self._make_gauges()
         prometheus.Info("ingestd", "Version.", registry=self.registry).info(
@@ -213,6 +219,52 @@ class Figures:
     def page(self) -> bytes:
         """All of them, in Prometheus' text format."""
         return prometheus.generate_latest(self.registry)
+
+
+class Notices(Collector):
+    """How people are told: what waits for each channel, and what came of the rest.
+
+    Ages go on growing while the outbox cannot be looked at: nothing leaves it then.
+    """
+
+    def __init__(self, counter: prometheus.Counter) -> None:
+        """Nobody is to be told yet."""
+        self._counter = counter
+        self._channels: Sequence[str] = ()
+        self._waiting: Mapping[str, Waiting] = {}
+
+    def begin(self, channels: Sequence[str]) -> None:
+        """From now on people are told by these."""
+        self._waiting, self._channels = {}, channels
+        for channel in (*channels, *([OTHERS] if channels else [])):
+            for outcome in NOTICES:
+                self._counter.labels(channel, outcome)
+
+    def looked(self, waiting: Iterable[Waiting]) -> None:
+        """Note what waits."""
+        self._waiting = {each.channel: each for each in waiting}
+
+    def came_to(self, channel: str, outcome: str, number: int) -> None:
+        """Count what was sent, or given up."""
+        self._counter.labels(channel, outcome).inc(number)
+
+    def collect(self) -> Iterator[Metric]:
+        """Give number and ages, zeros where nothing waits."""
+        waiting, now = self._waiting, time.time()
+        for name, about, value in (
+            ("waiting", "Notices that wait.", lambda each: each.number),
+            ("oldest_age_seconds", "For how long the oldest waits.", _since(now, "oldest")),
+            ("overdue_seconds", "For how long it should have gone.", _since(now, "due_since")),
+        ):
+            family = GaugeMetricFamily(f"ingestd_notices_{name}", about, labels=["channel"])
+            for channel in self._channels:
+                each = waiting.get(channel)
+                family.add_metric([channel], 0 if each is None else value(each))
+            yield family
+
+
+def _since(now: float, name: str) -> Callable[[Waiting], float]:
+    return lambda each: max(0.0, now - getattr(each, name).timestamp())
 
 
 class Process(Collector):

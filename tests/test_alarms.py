@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ingestd.metrics import OUTCOMES, ROWS, Figures
+from ingestd.metrics import NOTICES, OUTCOMES, ROWS, Figures
 from ingestd.standing import Standing
 
 from .running import ROOT
@@ -60,7 +60,7 @@ def test_each_figure_that_an_alarm_asks_for_is_exposed() -> None:
     names |= set(re.findall(r"^(ingestd_\w+)", page, re.MULTILINE))
     for text in (RULES.read_text(encoding="utf-8"), TRIED.read_text(encoding="utf-8")):
         assert set(re.findall(r"\bingestd_\w+", text)) <= names
-        assert set(re.findall(r'outcome="(\w+)"', text)) <= {*OUTCOMES, *ROWS}
+        assert set(re.findall(r'outcome="(\w+)"', text)) <= {*NOTICES, *OUTCOMES, *ROWS}
 
 
 @pytest.mark.parametrize("alarm", alarms(), ids=lambda alarm: str(alarm["alert"]))

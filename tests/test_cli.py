@@ -1019,6 +1019,11 @@ def test_notify_tries_shows_and_sends(
     closed, duty = ingestd("status", "--json").json["channels"]
     assert (1, 0, "Connection refused") == (closed["waiting"], closed["sent"], closed["error"])
     assert (0, 1, None) == (duty["waiting"], duty["sent"], duty["error"])
+    told = on_database("status")
+    said.append(told.out)
+    assert re.search(
+        r"closed: 1 waiting since .*Z; Connection refused\n.*duty: 0 waiting\n", told.out
+    )
     listed = ingestd("list", "--status", "waiting", "--json").json
     assert (1, "closed") == (listed["total"], listed["items"][0]["channel"])
     assert "opened: " in ingestd("list").out

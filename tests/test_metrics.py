@@ -35,9 +35,11 @@ from ingestd.port import Page, Port
 from ingestd.standing import Standing
 
 from .conftest import Databases, PostgreSQL, Voting, csv_of, zip_of
+from .hook import hook_server
 from .oracle import unsound
 from .proxy import proxy_before
 from .running import ROOT, RUN, Running, Start, is_empty, open_sessions, soon, starter
+from .test_telling_daemon import lose_leases
 from .test_workers import gate_before, workers_of
 
 NOW = datetime(2024, 9, 9, 12, tzinfo=UTC)
@@ -287,13 +289,19 @@ def test_status_says_whether_the_daemon_is_ready(start: Start, sqlite_url: str) 
 
 def status_of(url: str, listen: str) -> dict[str, Any]:
     """What `ingestd status` says of the daemon."""
+    told: dict[str, Any] = screen_of(url, INGESTD_METRICS__LISTEN=listen)["daemon"]
+    return told
+
+
+def screen_of(url: str, **more: str) -> dict[str, Any]:
+    """What `ingestd status` says."""
     done = subprocess.run(
         [sys.executable, "-m", "ingestd.cli", "--database-url", url, "status", "--json"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "INGESTD_METRICS__LISTEN": listen},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | more,
         capture_output=True,
         check=True,
     )
-    told: dict[str, Any] = json.loads(done.stdout)["daemon"]
+    told: dict[str, Any] = json.loads(done.stdout)
     return told
 
 
@@ -360,6 +368,57 @@ def test_a_daemon_of_which_a_worker_hangs_is_not_healthy(
     soon(lambda: ask(port_of(daemon), "/healthz").status == 200)
     with open_sessions(url) as sessions:
         assert [] == unsound(sessions)
+
+
+# Telling people ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_people_are_not_told_is_counted_for_each_channel(
+    start_on_each: Start, migrated_url: str, voting: Voting, tmp_path: Path
+) -> None:
+    """What waits and for how long, until it goes; what was given up; a person sees the same."""
+    config = tmp_path / "config.toml"
+    with hook_server() as away, hook_server() as duty:
+        channels = {"away": away.url, "duty": duty.url}
+
+        def write(give_up_hours: float) -> None:
+            told = [f'{name} = "{url}"' for name, url in channels.items()]
+            lines = ["[notify]", "gather_seconds = 0", f"give_up_hours = {give_up_hours}"]
+            config.write_text("\n".join([*lines, "[notify.channels]", *told]))
+
+        write(72)
+        away.answers = [503]
+        daemon = start_on_each(wait=True, **ANYWHERE, CONFIG=str(config))
+        drop(daemon.inbox, {voting.name(8): csv_of(["torn"] * 50)})
+        soon(lambda: told_by(daemon)["ingestd_notices_total", "dutysent"] == 1)
+        soon(lambda: told_by(daemon)["ingestd_notices_waiting", "away"] == 1)
+        soon(lambda: told_by(daemon)["ingestd_notices_overdue_seconds", "away"] > 0)
+        told = told_by(daemon)
+        assert 0 < told["ingestd_notices_oldest_age_seconds", "away"]
+        assert 0 == told["ingestd_notices_waiting", "duty"]
+        assert 0 == told["ingestd_notices_overdue_seconds", "duty"]
+        assert 0 == told["ingestd_notices_total", "awaygiven_up"]
+        more = {"INGESTD_CONFIG": str(config)}
+        first, second = screen_of(migrated_url, **more)["notices"]
+        assert ("away", 1, 0, "answered 503") == notices_of(first)
+        assert ("duty", 0, 0, None) == notices_of(second)
+        write(1e-9)
+        daemon.process.send_signal(signal.SIGHUP)
+        soon(lambda: daemon.log("configuration_reloaded"))
+        lose_leases(migrated_url)
+        soon(lambda: told_by(daemon)["ingestd_notices_total", "awaygiven_up"] == 1)
+        soon(lambda: told_by(daemon)["ingestd_notices_waiting", "away"] == 0)
+        first, _ = screen_of(migrated_url, **more)["notices"]
+        assert ("away", 0, 1, "answered 503") == notices_of(first)
+        assert 0 == daemon.stop()
+    with open_sessions(migrated_url) as sessions:
+        assert [] == unsound(sessions)
+
+
+def notices_of(channel: dict[str, Any]) -> tuple[str, int, int, str | None]:
+    """What a person sees of a channel: waiting, given up, and why."""
+    return channel["channel"], channel["waiting"], channel["failed"], channel["error"]
 
 
 # The port ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ingestd.models import Alert, Notice
 from ingestd.pipeline import outbox
 from ingestd.pipeline.alerts import Settlement, alert_id
 from ingestd.pipeline.ingest import Ingest
-from ingestd.pipeline.outbox import Pace, Wanted
+from ingestd.pipeline.outbox import Pace, Waiting, Wanted
 from ingestd.pipeline.rules import Finding, Severity
 from ingestd.pipeline.step import Step
 from ingestd.telling import message
@@ -423,6 +423,26 @@ def test_what_is_given_up_is_said_and_can_be_tried_again(
         with sessions() as session:
             told = session.scalars(select(Notice.last_error).where(Notice.channel == "gone"))
             assert [error] == list(told)
+
+
+def test_what_waits_is_told_with_when_it_should_have_gone(
+    sessions: Sessions, clock: Clock, hook: Hook, new_sender: NewSender
+) -> None:
+    """What is told at once after it was gathered, the rest with the digest; nothing, once sent."""
+    sender = new_sender(gather_seconds=30, digest_minutes=60)
+    assert [] == sender.waiting()
+    first = clock()
+    settle(sessions, clock, found("warning"))
+    expected = Waiting("duty", 1, first, first + timedelta(hours=1))
+    assert [expected] == sender.waiting()
+    clock.advance(60)
+    second = clock()
+    settle(sessions, clock, found("warning"), found("critical", "y"))
+    expected = Waiting("duty", 2, first, second + timedelta(seconds=30))
+    assert [expected] == sender.waiting()
+    clock.advance(3600)
+    assert 1 == sender.turn()
+    assert [] == sender.waiting()
 
 
 def test_a_message_that_is_refused_again_and_again_is_in_nobodys_way_for_long(

@@ -109,9 +109,7 @@ def status(flags: Flags, *, is_json: Json = False) -> None:
 
     settings = flags.settings()
     with reading(settings) as session:
-        found = {each.channel: each for each in crud.notices.standings(session)}
-    nothing = {name: crud.nothing_for(name) for name in settings.notify.channels}
-    standings = [one for _, one in sorted((nothing | found).items())]
+        standings = crud.notices.standings(session, settings.notify.channels)
     if is_json:
         known = settings.notify.channels
         told = [{**asdict(one), "is_set": one.channel in known} for one in standings]

@@ -75,15 +75,20 @@ def _watch(settings: Settings) -> None:
 
 def _look(settings: Settings, *, is_fast: bool) -> dict[str, Any]:
     """Everything, with keys that scripts may rely on."""
+    from ingestd import crud
     from ingestd.cli.database import reading
     from ingestd.config import redacted_url
 
     with reading(settings) as session:
         tables = _tables(session, is_fast=is_fast)
+        told = crud.notices.standings(session, settings.notify.channels)
     return {
         "at": datetime.now(UTC),
         "database": redacted_url(settings.database.url),
         **tables,
+        "notices": [
+            {**asdict(each), "is_set": each.channel in settings.notify.channels} for each in told
+        ],
         "inbox": _inbox(settings.watch),
         "daemon": _daemon(settings.metrics.listen),
     }
@@ -186,6 +191,7 @@ def _drawn(found: dict[str, Any]) -> Group:
         ("rejects", screen.number(found["rejects"])),
         ("last finished", _one_line(found["last_finished"], "finished_at")),
         ("oldest queued", _one_line(found["oldest_queued"], "discovered_at")),
+        *(("notices", _of_channel(each)) for each in found["notices"]),
         *(("at work", f"{job['owner']}: {_place(job)}") for job in found["working"]),
     ]
     balance = "balanced" if found["is_balanced"] else "NOT BALANCED: rows are unaccounted for"
@@ -199,6 +205,22 @@ def _drawn(found: dict[str, Any]) -> Group:
         Text(),
         screen.table(("open alerts", ""), list(found["alerts"].items())),
     )
+
+
+def _of_channel(channel: dict[str, Any]) -> str:
+    """How people are told by one channel."""
+    from ingestd.cli import screen
+
+    told = [f"{screen.number(channel['waiting'])} waiting"]
+    if channel["oldest_waiting"]:
+        told[0] += f" since {screen.moment(channel['oldest_waiting'])}"
+    if channel["failed"]:
+        told.append(f"{screen.number(channel['failed'])} GIVEN UP (ingestd notify retry)")
+    if channel["error"]:
+        told.append(channel["error"])
+    if not channel["is_set"]:
+        told.append("the settings do not name it")
+    return f"{channel['channel']}: {'; '.join(told)}"
 
 
 def _in_words(daemon: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ingestd.crud.constituency import constituencies
 from ingestd.crud.election import elections
 from ingestd.crud.file_processing import Totals, jobs
 from ingestd.crud.hourly_stats import NationalHour, hours
-from ingestd.crud.notice import Standing, nothing_for, notices
+from ingestd.crud.notice import Standing, notices
 from ingestd.crud.reject import rejects
 from ingestd.crud.transaction import transactions
 
@@ -41,7 +41,6 @@ __all__ = [
     "elections",
     "hours",
     "jobs",
-    "nothing_for",
     "notices",
     "rejects",
     "transactions",

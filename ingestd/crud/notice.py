@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,34 +28,30 @@ class Standing:
     error: str | None
 
 
-def nothing_for(channel: str) -> Standing:
-    """How a channel stands that never had a notice."""
-    return Standing(channel, 0, 0, 0, None, None, 0, None, None)
-
-
 class Notices(Reader[Notice]):
     """Notices, the newest first."""
 
-    def standings(self, session: Session) -> Sequence[Standing]:
-        """Every channel that ever had a notice, by name."""
+    def standings(self, session: Session, channels: Iterable[str] = ()) -> Sequence[Standing]:
+        """These channels, and every other one that ever had a notice, by name."""
+        nothing = {name: Standing(name, 0, 0, 0, None, None, 0, None, None) for name in channels}
+        found = nothing | {each.channel: each for each in self._found(session)}
+        return [each for _, each in sorted(found.items())]
+
+    def _found(self, session: Session) -> Sequence[Standing]:
         is_waiting = Notice.status == "waiting"
 
         def count(status: str) -> object:
             return func.sum(case((Notice.status == status, 1), else_=0))
 
-        query = (
-            select(  # type: ignore[call-overload]  # ten columns, whatever they are
-                Notice.channel,
-                *(count("waiting"), count("sent"), count("failed")),
-                func.min(case((is_waiting, Notice.at))),
-                func.max(Notice.sent_at),
-                func.max(case((is_waiting, Notice.attempts), else_=0)),
-                func.min(case((is_waiting, Notice.next_try_at))),
-                func.max(case((Notice.status != "sent", Notice.last_error))),
-            )
-            .group_by(Notice.channel)
-            .order_by(Notice.channel)
-        )
+        query = select(  # type: ignore[call-overload]  # ten columns, whatever they are
+            Notice.channel,
+            *(count("waiting"), count("sent"), count("failed")),
+            func.min(case((is_waiting, Notice.at))),
+            func.max(Notice.sent_at),
+            func.max(case((is_waiting, Notice.attempts), else_=0)),
+            func.min(case((is_waiting, Notice.next_try_at))),
+            func.max(case((Notice.status != "sent", Notice.last_error))),
+        ).group_by(Notice.channel)
         return [
             Standing(
                 channel,

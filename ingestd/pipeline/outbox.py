@@ -244,6 +244,35 @@ def due(session: Session, channel: str, pace: Pace, now: datetime) -> Due | None
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits for one channel; `due_since` is when the first of it should have gone."""
+
+    channel: str
+    number: int
+    oldest: datetime
+    due_since: datetime
+
+
+def waiting(session: Session, channels: Collection[str], pace: Pace) -> list[Waiting]:
+    """What waits for each of these channels, where anything does."""
+    query = select(
+        _n.channel,
+        func.count(),
+        func.min(_n.at),
+        func.min(case((_n.is_urgent, _n.at))),
+        func.min(case((_n.is_urgent.is_(False), _n.at))),
+    ).where(_n.status == WAITING, _n.channel.in_(channels))
+    found = []
+    for channel, number, oldest, urgent, other in session.execute(query.group_by(_n.channel)):
+        due = [
+            *([urgent + pace.gather] if urgent else []),
+            *([other + pace.digest] if other else []),
+        ]
+        found.append(Waiting(channel, number, oldest, min(due)))
+    return found
+
+
 def _has_come(moment: datetime, now: datetime) -> bool:
     """Whether it is time; a pause of more than hours is a clock that was set back."""
     return moment <= now or moment > now + _LONGEST_PAUSE

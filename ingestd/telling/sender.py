@@ -23,8 +23,9 @@ from ingestd import migrate
 from ingestd.config import Notify, Settings
 from ingestd.db import Clock, Patience, make_engine, make_sessions
 from ingestd.errors import StorageFault, Undelivered
+from ingestd.metrics import OTHERS
 from ingestd.pipeline import outbox
-from ingestd.pipeline.outbox import Due, Pace, Trouble, Wanted
+from ingestd.pipeline.outbox import Due, Pace, Trouble, Waiting, Wanted
 from ingestd.pipeline.rules import RANKS
 from ingestd.telling import message
 from ingestd.telling.channels import Channel, send_in_time
@@ -160,6 +161,8 @@ class Sender:
     clock: Clock
     troubles: Troubles | None = None
     should_stop: Callable[[], bool] = lambda: False
+    # Told the channel, what came of notices (sent, given_up), and of how many.
+    on_outcome: Callable[[str, str, int], None] = lambda _channel, _outcome, _notices: None
     _memory: list[_InMemory] = field(default_factory=list)
     _parcels: dict[str, _Parcel] = field(default_factory=dict)
     # When each channel got its messages of the last hour.
@@ -184,6 +187,12 @@ class Sender:
         except Exception:
             self._tell_from_memory()
             raise
+
+    def waiting(self) -> list[Waiting]:
+        """What waits now. Raises StorageFault."""
+        names = [channel.name for channel in self.channels]
+        with self.store.at_work(writer=False) as session:
+            return outbox.waiting(session, names, pace_of(self.settings.notify))
 
     def put_down(self) -> None:
         """Write down, at the end, what was heard and not told: the next start tells it.
@@ -220,6 +229,7 @@ class Sender:
             outbox.sweep(session, now - timedelta(days=self.settings.keep.notices_days))
         self._swept_at = now
         if strangers:
+            self.on_outcome(OTHERS, "given_up", strangers)
             log.warning("notices_without_channel", notices=strangers, remedy="see ingestd notify")
 
     def _attend(self, channel: Channel, pace: Pace | None) -> int:
@@ -250,6 +260,7 @@ class Sender:
         with self.store.at_work(writer=True) as session:
             number = outbox.mark_sent(session, due, now=self.clock())
         self._unmarked.discard(due.message_id)
+        self.on_outcome(channel.name, "sent", number)
         log.info(
             "notice_sent",
             channel=channel.name,
@@ -270,6 +281,7 @@ class Sender:
             number = outbox.mark_failed(session, due, error=str(error), next_try_at=next_try_at)
         told = {"channel": channel.name, "message": str(due.message_id), "notices": number}
         if is_over:
+            self.on_outcome(channel.name, "given_up", number)
             log.error("notice_given_up", **told, error=str(error), remedy="ingestd notify retry")
             return
         log.warning(
@@ -315,6 +327,7 @@ class Sender:
         self._sent(channel.name)
         for each in parcel.told:
             each.left.discard(channel.name)
+        self.on_outcome(channel.name, "sent", number)
         log.info("notice_sent", channel=channel.name, message=str(told.id), notices=number)
 
     def _sent(self, channel: str) -> None:

@@ -14,6 +14,7 @@ import structlog
 from ingestd import log as the_log
 from ingestd.config import Settings
 from ingestd.errors import StorageFault
+from ingestd.metrics import Notices
 from ingestd.pipeline.outbox import Pace
 from ingestd.telling.channels import Channel, channels_of
 from ingestd.telling.sender import Sender, Store, pace_of
@@ -32,11 +33,14 @@ def now() -> datetime:
 
 
 @contextmanager
-def telling(settings: Settings, channels: Sequence[Channel], known: Troubles) -> Iterator[None]:
+def telling(
+    settings: Settings, channels: Sequence[Channel], known: Troubles, notices: Notices
+) -> Iterator[None]:
     """Tell people for the time of the block; nothing is started where there is no channel.
 
-    `known` are the troubles that stand since before a reload.
+    `known` are the troubles that stand since before a reload; `notices` count what comes of it.
     """
+    notices.begin([channel.name for channel in channels])
     if not (channels and settings.notify.troubles):
         known.forget()
     if not channels:
@@ -46,8 +50,9 @@ def telling(settings: Settings, channels: Sequence[Channel], known: Troubles) ->
     known.begin_anew(timedelta(seconds=settings.notify.trouble_seconds), now())
     troubles = known if settings.notify.troubles else None
     store = Store(settings, give_up=is_late.is_set)
-    sender = Sender(settings, channels, store, now, troubles, stop.is_set)
-    thread = threading.Thread(target=_tell, args=(sender, stop), name="notify", daemon=True)
+    sender = Sender(settings, channels, store, now, troubles, stop.is_set, notices.came_to)
+    told = (sender, stop, notices)
+    thread = threading.Thread(target=_tell, args=told, name="notify", daemon=True)
 
     def hear(event: str, details: Mapping[str, object]) -> None:
         if troubles is not None:
@@ -63,13 +68,14 @@ def telling(settings: Settings, channels: Sequence[Channel], known: Troubles) ->
             is_late.set()
 
 
-def _tell(sender: Sender, stop: threading.Event) -> None:
+def _tell(sender: Sender, stop: threading.Event, notices: Notices) -> None:
     put_off = PutOff()
     said_at = -_SAID_EVERY_SECONDS
     while not stop.is_set():
         pause = _PAUSE_SECONDS
         try:
             sender.turn()
+            notices.looked(sender.waiting())
         except StorageFault as fault:
             put_off.note(fault, time.monotonic())
         except Exception:
