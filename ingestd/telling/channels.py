@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import ModuleType
@@ -218,6 +218,9 @@ def _asked_for(retry_after: str | None) -> timedelta:
 
 # Through apprise ----------------------------------------------------------------------------
 
+_MAIL = {"mailto", "mailtos"}
+_ANSWER = "Socket Exception: "
+_REPLY = re.compile(r"""\((\d{3}), b(['"])(.*?)\2\)""")
 _WITH_HOST = {"mailto", "json", "xml", "form"}
 
 
@@ -235,7 +238,9 @@ class ThroughApprise:
         """Send it. Raises Undelivered."""
         import apprise  # noqa: PLC0415 - optional
 
-        with apprise.LogCapture(level=logging.WARNING) as said:  # type: ignore[no-untyped-call]  # apprise 2 has half of its types
+        # Only of mail do we read further: elsewhere what is said there shows the URL in parts.
+        level = logging.DEBUG if self.kind in _MAIL else logging.WARNING
+        with apprise.LogCapture(level=level) as said:  # type: ignore[no-untyped-call]  # apprise 2 has half of its types
             is_sent = self._notifier.notify(
                 body=message.text,
                 title=message.title,
@@ -245,14 +250,25 @@ class ThroughApprise:
             )
             lines = said.getvalue().splitlines()
         if not is_sent:
-            raise Undelivered(self._shown(lines[0]) if lines else "apprise could not send it")
+            raise Undelivered(self._shown(_reason(lines)))
 
-    def _shown(self, line: str) -> str:
+    def _shown(self, text: str) -> str:
         """What apprise says, without what it was told to keep."""
-        text = line.partition(" - ")[2] or line
         for hidden in self._hidden:
             text = text.replace(hidden, "***")
         return text[:300]
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Why it could not be sent: what apprise says first, and what a mail server has answered."""
+    said = [line.split(" - ", 2) for line in lines]
+    told = [part for part in said if len(part) == len(("time", "level", "text"))]
+    first = next((text for _, level, text in told if level not in ("DEBUG", "INFO")), "")
+    answers = [text.removeprefix(_ANSWER) for *_, text in told if text.startswith(_ANSWER)]
+    # As smtplib shows it, for each address: (535, b'5.7.8 Authentication credentials invalid')
+    replies = [f"{code} {text}" for code, _, text in _REPLY.findall("".join(answers))]
+    why = dict.fromkeys(replies or answers)
+    return ": ".join([first.rstrip(".") or "apprise could not send it", *why])
 
 
 def _notifier(name: str, kind: str, url: str, seconds: float) -> Any:

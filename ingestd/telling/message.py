@@ -170,9 +170,8 @@ def _change(row: AnyRow) -> dict[str, Any]:
 
 def _line(change: Mapping[str, Any]) -> str:
     head = f"[{change['severity']}] {change['title']} ({_WORDS[change['kind']]})"
-    place = ", ".join(
-        str(change[name]) for name in ("region", "constituency", "contract_id") if change.get(name)
-    )
+    names = ("rule", "region", "constituency", "contract_id")
+    place = ", ".join(str(change[name]) for name in names if change.get(name))
     told = [head, *([place] if place else []), change["description"]]
     if change["alert_id"]:
         told.append(f"ingestd alerts explain {str(change['alert_id'])[:8]}")
