@@ -27,6 +27,8 @@ soon = partial(running.soon, seconds=180)
 HOME = "/var/lib/ingestd"
 INBOX = f"{HOME}/inbox"
 UNIT = "ingestd.service"
+READ = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
+GET = f"python3 -c '{READ}'"
 
 
 @pytest.fixture(scope="module")
@@ -174,17 +176,52 @@ def test_its_port_is_opened_where_it_is_asked_for(machine: Machine, did: Did) ->
     """By the drop-in: this port, this machine, and what is behind it says that all is well."""
     machine.run("ingestd unit install --metrics --now")
     soon(partial(is_active, machine))
-    read = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode())"
-    get = f"python3 -c '{read}'"
     at = "http://127.0.0.1:9641"
-    assert '"ready": true' in machine.run(f"{get} {at}/readyz")
-    assert '"healthy": true' in machine.run(f"{get} {at}/healthz")
-    figures = machine.run(f"{get} {at}/metrics")
+    assert '"ready": true' in machine.run(f"{GET} {at}/readyz")
+    assert '"healthy": true' in machine.run(f"{GET} {at}/healthz")
+    figures = machine.run(f"{GET} {at}/metrics")
     assert "\ningestd_ready 1.0\n" in figures
     assert "\nprocess_resident_memory_bytes " in figures
     assert 'ingestd_disk_free_bytes{folder="database"}' in figures
     exposure = machine.run(f"systemd-analyze security --no-pager --threshold=15 {UNIT}")
     did(f"/readyz, /healthz, /metrics; {exposure.strip().splitlines()[-1].strip('→ ')}")
+
+
+HOOK = """
+import http.server
+class Hook(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        with open("/run/told", "ab") as told:
+            told.write(self.rfile.read(int(self.headers["Content-Length"])) + b"\\n")
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *told):
+        pass
+http.server.HTTPServer(("127.0.0.1", 8099), Hook).serve_forever()
+"""
+
+
+def test_people_are_told_where_it_is_asked_for(machine: Machine, voting: Voting, did: Did) -> None:
+    """By a webhook whose URL the service alone can read; what waits is in the figures."""
+    machine.write("/root/hook.py", HOOK)
+    machine.run("systemd-run --unit=hook python3 /root/hook.py")
+    channel = 'duty = "http://127.0.0.1:8099/SECRET-TOKEN"'
+    machine.run("install -m 600 /dev/stdin /etc/ingestd/notify-channels", stdin=channel.encode())
+    machine.run("ingestd unit install --metrics --notify-at 127.0.0.1 --now")
+    soon(partial(is_active, machine))
+    machine.write(f"{INBOX}/{voting.name(16)}", csv_of(["torn"] * 50))
+    soon(lambda: machine.try_("cat /run/told")[1].startswith("{"))
+    [change] = json.loads(machine.run("cat /run/told").splitlines()[0])["changes"]
+    assert ("file_rejected", "critical") == (change["rule"], change["severity"])
+    sent = 'ingestd_notices_total{channel="duty",outcome="sent"} 1.0'
+    soon(lambda: sent in machine.run(f"{GET} http://127.0.0.1:9641/metrics"))
+    everything = machine.run("journalctl --no-pager") + machine.run(f"systemctl status {UNIT}")
+    assert "SECRET-TOKEN" not in everything
+    exposure = machine.run(f"systemd-analyze security --no-pager --threshold=15 {UNIT}")
+    machine.run(f"systemctl stop hook && rm /etc/systemd/system/{UNIT}.d/*notices*.conf")
+    machine.run("systemctl daemon-reload && systemctl restart ingestd")
+    soon(partial(is_active, machine))
+    did(f"1 refused file, told by a webhook; {exposure.strip().splitlines()[-1].strip('→ ')}")
 
 
 def test_a_kill_costs_nothing(machine: Machine, voting: Voting, did: Did) -> None:
