@@ -354,7 +354,7 @@ class Statistics(BaseModel):
     model_config = _SECTION
 
     spike_z: FiniteFloat = Field(
-        default=4.5, gt=0, description="unusual_spike and night_surge: bulletins in an hour."
+        default=4.3, gt=0, description="unusual_spike and night_surge: bulletins in an hour."
     )
     spike_z_large: FiniteFloat = Field(
         default=5.0, gt=0, description="The same in a fleet of large_fleet constituencies or more."

@@ -148,7 +148,7 @@ def test_a_finding_tells_numbers_chance_and_usual_causes(drawn: Drawn) -> None:
     assert "critical" == finding.severity
     assert {"utc", "local"} == finding.details["window"].keys()
     assert issued == finding.details["observed"]
-    assert finding.details["threshold"] == {"z": 4.5}
+    assert finding.details["threshold"] == {"z": 4.3}
     assert not {"fraud", "violation"} & set(finding.description.lower().split())
 
 

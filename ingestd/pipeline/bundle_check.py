@@ -948,7 +948,7 @@ def rolled_back_for_good(bundle: Bundle) -> Answer:
 # Numbers of the peers -----------------------------------------------------------------------
 
 Table = list[list[float]]
-ROBUST, PRIOR, VOTERS, FLOOR = 1.4826, 10.0, 200.0, 5e-5
+ROBUST, PRIOR, VOTERS, FLOOR, LIVELY = 1.4826, 10.0, 200.0, 5e-5, 0.005
 
 
 class Peers:
@@ -1032,7 +1032,7 @@ def phi_of(cells: Sequence[tuple[float, float]]) -> float:
 
 
 def phi_by_hour(counts: Table, mu: Table, known: Sequence[Sequence[bool]]) -> list[float]:
-    """By hour from cells of mu >= 10; under 30 of them the median of the earlier hours."""
+    """By block from cells of mu >= 10; under 30 of them the median of the earlier hours."""
     phi, found = [], []
     for hour in range(len(counts[0])):
         cells = [
@@ -1048,6 +1048,48 @@ def phi_by_hour(counts: Table, mu: Table, known: Sequence[Sequence[bool]]) -> li
     return phi
 
 
+def noise_by_hour(
+    counts: Table, mu: Table, doubt: Table, known: Sequence[Sequence[bool]]
+) -> list[tuple[float, float]]:
+    """What an hour varies by, and the share of the doubt that it bears out; see `formula`."""
+    noise: list[tuple[float, float]] = []
+    found: list[float] = []
+    for hour in range(len(counts[0])):
+        cells = [
+            (counts[one][hour], mu[one][hour], doubt[one][hour])
+            for one in range(len(counts))
+            if known[one][hour] and mu[one][hour] >= 10  # noqa: PLR2004 - the formula
+        ]
+        if len(cells) >= 30:  # noqa: PLR2004 - the formula
+            own, share = noise_of(cells)
+            found.append(own)
+            usual = median(found) if len(found) >= 6 else own  # noqa: PLR2004 - the formula
+            noise.append((0.3 * own + 0.7 * usual, share))
+        else:
+            noise.append((median(found) if found else 0.05, 1.0))
+    return noise
+
+
+def noise_of(cells: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Where the robust scale of (x - mu) / sqrt(mu + (noise + share * doubt) mu^2) is 1."""
+
+    def is_wider(noise: float, share: float) -> bool:
+        off = ((x - mu) / math.sqrt(mu + (noise + share * dt) * mu**2) for x, mu, dt in cells)
+        return scale_of(list(off)) > 1
+
+    if is_wider(0.005, 1.0):
+        return halved(lambda noise: is_wider(noise, 1.0), 0.005, 4.0), 1.0
+    return 0.005, halved(lambda share: is_wider(0.005, share), 0.0, 1.0)
+
+
+def halved(is_below: Callable[[float], bool], low: float, high: float) -> float:
+    """Halve the range in which something ceases to hold, twenty times."""
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return (low + high) / 2
+
+
 class Expected(NamedTuple):
     """What the peers make likely."""
 
@@ -1061,9 +1103,12 @@ def expect(peers: Peers, counts: Table) -> Expected:
     """Two passes; in the second, counts are cut at mu + 4 sd + 3."""
     cut = counts
     for _ in range(2):
-        mu, slow, weak, rate = walk(peers, counts, cut)
-        by_hour = phi_by_hour(counts, mu, peers.known)
-        phi = [[by_hour[at] + value for at, value in enumerate(row)] for row in weak]
+        mu, slow, doubt, rate = walk(peers, counts, cut)
+        noise = noise_by_hour(counts, mu, doubt, peers.known)
+        phi = [
+            [max(own + share * value, 0.01) for (own, share), value in zip(noise, row, strict=True)]
+            for row in doubt
+        ]
         cut = [
             [min(x, m + 4 * math.sqrt(m + p * m * m) + 3) for x, m, p in zip(*rows, strict=True)]
             for rows in zip(counts, mu, phi, strict=True)
@@ -1076,7 +1121,7 @@ def walk(peers: Peers, counts: Table, cut: Table) -> tuple[Table, Table, Table, 
     size, everybody = peers.size, range(peers.size)
     own, expected, slow_own, slow_expected, so_far = ([0.0] * size for _ in range(5))
     level = [1.0] * size
-    mu, slow, weak = ([[0.0] * peers.hours for _ in everybody] for _ in range(3))
+    mu, slow, doubt = ([[0.0] * peers.hours for _ in everybody] for _ in range(3))
     rates = []
     for hour in range(peers.hours):
         known = [flags[hour] for flags in peers.known]
@@ -1088,7 +1133,7 @@ def walk(peers: Peers, counts: Table, cut: Table) -> tuple[Table, Table, Table, 
         total, voters = sum(seen), sum(weight)
         rates.append(total / max(voters, 1e-3))
         near, around = peers.sums(seen), peers.sums(weight)
-        doubts = [0.0] * size
+        kept = 0.8 ** min(1.0, rates[-1] / LIVELY)
         for i in everybody:
             nation = (total - seen[i]) / max(voters - weight[i], 1e-3)
             beside = max(around[peers.region[i]] - weight[i], 0.0)
@@ -1098,17 +1143,13 @@ def walk(peers: Peers, counts: Table, cut: Table) -> tuple[Table, Table, Table, 
             if known[i]:
                 mu[i][hour] = min(peers.roll[i] * k[i] * rate, left)
                 slow[i][hour] = min(peers.roll[i] * level[i] * rate, left)
-            doubts[i] = 1 / max(rate * (beside + VOTERS), 1e-3) + 1 / (PRIOR + expected[i])
+            doubt[i][hour] = 1 / max(rate * (beside + VOTERS), 1e-3) + 1 / (PRIOR + expected[i])
             gained = peers.roll[i] * rate if known[i] else 0.0
-            own[i], expected[i] = 0.8 * own[i] + seen[i], 0.8 * expected[i] + gained
+            own[i], expected[i] = kept * own[i] + seen[i], kept * expected[i] + gained
             slow_own[i] = 0.95 * slow_own[i] + seen[i]
             slow_expected[i] = 0.95 * slow_expected[i] + gained
             so_far[i] += counts[i][hour]
-        if any(known):
-            middle = median([doubts[i] for i in everybody if known[i]])
-            for i in everybody:
-                weak[i][hour] = max(doubts[i] - middle, 0.0)
-    return mu, slow, weak, rates
+    return mu, slow, doubt, rates
 
 
 def compare(bundle: Bundle, name: str, found: float, *, is_far: bool) -> Answer:

@@ -7,6 +7,7 @@ overdispersion, own level and peers' rate from closed hours only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,15 @@ PRIOR_COUNT = 10.0  # a0: the own level starts as ten expected bulletins' worth 
 PRIOR_VOTERS = 200.0  # w0: so many voters of the national rate are mixed into a region's
 FLOOR_RATE = 5e-5  # of the roll per hour: nights have hardly any bulletin to learn from
 FAST, SLOW = 0.80, 0.95  # what is left of an hour's weight in the own level an hour later
+LIVELY_RATE = 0.005  # of the roll: an hour with fewer voters makes less be forgotten
 BLOCK_HOURS = 6
 ROBUST = 1.4826  # from median absolute deviation to standard deviation
 LEAST_PHI, FIRST_PHI = 0.01, 0.05
 LEAST_CELLS, LEAST_EXPECTED = 30, 10.0  # for an estimate of the overdispersion
+LEAST_NOISE = 0.005  # of an hour in itself, without what is not known of its expectation
+OWN_SHARE = 0.3  # of an hour's own estimate of that, beside the median of all until then,
+USUAL_HOURS = 6  # from so many hours on: the first ones are not like each other
+MOST_NOISE, HALVINGS = 4.0, 20
 _HIGHEST_Z = 37.0  # beyond it the tail probability is zero in a double
 _TINY = 1e-3
 _HARDLY = 1e-12  # a chance below which its size says nothing any more
@@ -58,26 +64,27 @@ def expect(counts: Floats, fleet: Fleet) -> Expectation:
     counts = np.where(fleet.known, counts, 0.0)
     cut = counts
     for _ in range(2):
-        mu, slow, weak, rate = _walk(counts, cut, fleet)
-        phi = _phi_by_hour(counts, mu, fleet.known)[None, :] + weak
+        mu, slow, doubt, rate = _walk(counts, cut, fleet)
+        noise, share = _noise_by_hour(counts, mu, doubt, fleet.known)
+        phi = np.maximum(noise + share * doubt, LEAST_PHI)
         cut = np.minimum(counts, mu + 4 * np.sqrt(mu + phi * mu**2) + 3)
     z = np.where(fleet.known & (mu > 0), z_of(counts, mu, phi), np.nan)
     return Expectation(mu, phi, z, slow, rate)
 
 
 def _walk(counts: Floats, cut: Floats, fleet: Fleet) -> tuple[Floats, Floats, Floats, Floats]:
-    """Go through the hours once: expectations by the fast and the slow level, weakness, rates.
+    """Go through the hours once: expectations by the fast and the slow level, doubt, rates.
 
     mu = min(N·k·rate, N − own so far); k = (a0 + A)/(a0 + M), A and M the own count and N·rate of
-    earlier hours, discounted; rate = Σ others' counts / Σ others' N·k, shrunk to the others in the
-    nation by w0 voters. The weakness of a cell is 1/(peers' count) + 1/(a0 + M), as far as it
-    exceeds its median: the median is in phi already.
+    earlier hours, discounted, by an hour of the night hardly at all; rate = Σ others' counts /
+    Σ others' N·k, shrunk to the others in the nation by w0 voters. The doubt about mu is that
+    about both: 1/(peers' count) + 1/(a0 + M), as a share of mu².
     """
     size, hours = counts.shape
     own, expected = np.zeros(size), np.zeros(size)
     slow_own, slow_expected = np.zeros(size), np.zeros(size)
     so_far, level = np.zeros(size), np.ones(size)
-    mu, slow, weak = (np.zeros((size, hours)) for _ in range(3))
+    mu, slow, doubt = (np.zeros((size, hours)) for _ in range(3))
     rates = np.zeros(hours)
     for hour in range(hours):
         known = fleet.known[:, hour]
@@ -90,14 +97,13 @@ def _walk(counts: Floats, cut: Floats, fleet: Fleet) -> tuple[Floats, Floats, Fl
         left = np.maximum(fleet.roll - so_far, _TINY)
         mu[:, hour] = np.where(known, np.minimum(fleet.roll * k * rate, left), 0.0)
         slow[:, hour] = np.where(known, np.minimum(fleet.roll * level * rate, left), 0.0)
-        doubt = 1 / np.maximum(peers, _TINY) + 1 / (PRIOR_COUNT + expected)
-        if known.any():
-            weak[:, hour] = np.maximum(doubt - np.median(doubt[known]), 0.0)
+        doubt[:, hour] = 1 / np.maximum(peers, _TINY) + 1 / (PRIOR_COUNT + expected)
         gained = np.where(known, fleet.roll * rate, 0.0)
-        own, expected = FAST * own + seen, FAST * expected + gained
+        kept = FAST ** min(1.0, rates[hour] / LIVELY_RATE)
+        own, expected = kept * own + seen, kept * expected + gained
         slow_own, slow_expected = SLOW * slow_own + seen, SLOW * slow_expected + gained
         so_far += counts[:, hour]
-    return mu, slow, weak, rates
+    return mu, slow, doubt, rates
 
 
 def _rates(seen: Floats, weight: Floats, region: Ints) -> tuple[Floats, Floats, float]:
@@ -113,8 +119,57 @@ def _rates(seen: Floats, weight: Floats, region: Ints) -> tuple[Floats, Floats, 
     return rate, peers, float(total / max(voters, _TINY))
 
 
+def _noise_by_hour(
+    counts: Floats, mu: Floats, doubt: Floats, known: Flags
+) -> tuple[Floats, Floats]:
+    """What an hour varies by in itself, as a share of mu², and how much of the doubt it bears out.
+
+    One hour tells its noise badly, and what it tells swings into z: so 0.3 of that and 0.7 of the
+    median of all hours until then, from the sixth hour on. Under 30 cells of mu ≥ 10 that median
+    alone (0.05 at the start).
+    """
+    noise: list[float] = []
+    shares: list[float] = []
+    found: list[float] = []
+    for hour in range(counts.shape[1]):
+        cells = known[:, hour] & (mu[:, hour] >= LEAST_EXPECTED)
+        if int(cells.sum()) >= LEAST_CELLS:
+            own, share = noise_of(counts[cells, hour], mu[cells, hour], doubt[cells, hour])
+            found.append(own)
+            usual = float(np.median(found)) if len(found) >= USUAL_HOURS else own
+            noise.append(OWN_SHARE * own + (1 - OWN_SHARE) * usual)
+        else:
+            share = 1.0
+            noise.append(float(np.median(found)) if found else FIRST_PHI)
+        shares.append(share)
+    return np.array(noise), np.array(shares)
+
+
+def noise_of(counts: Floats, mu: Floats, doubt: Floats) -> tuple[float, float]:
+    """Noise and share at which 1.4826·MAD of (x − mu)/sqrt(mu + (noise + share·doubt)·mu²) is 1.
+
+    Every cell counts by what it can tell: in small ones chance is all there is. Where the least
+    noise and all of the doubt are more than is seen, only a share of the doubt is borne out.
+    """
+
+    def is_wider(noise: float, share: float) -> bool:
+        return scale_of((counts - mu) / np.sqrt(mu + (noise + share * doubt) * mu**2)) > 1
+
+    if is_wider(LEAST_NOISE, 1.0):
+        return _halved(lambda noise: is_wider(noise, 1.0), LEAST_NOISE, MOST_NOISE), 1.0
+    return LEAST_NOISE, _halved(lambda share: is_wider(LEAST_NOISE, share), 0.0, 1.0)
+
+
+def _halved(is_below: Callable[[float], bool], low: float, high: float) -> float:
+    """Halve the range in which something ceases to hold."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return (low + high) / 2
+
+
 def _phi_by_hour(counts: Floats, mu: Floats, known: Flags) -> Floats:
-    """Overdispersion by hour: (1.4826·MAD of (x − mu)/mu)² − mean(1/mu), over cells of mu ≥ 10.
+    """Overdispersion of blocks: (1.4826·MAD of (x − mu)/mu)² − mean(1/mu), over cells of mu ≥ 10.
 
     Under 30 such cells it is the median of the earlier hours' (0.05 at the start).
     """

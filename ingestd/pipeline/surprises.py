@@ -217,7 +217,7 @@ def find(group: Group, figures: Figures) -> Iterator[Surprise]:
 
 
 def spikes(group: Group, figures: Figures) -> Iterator[Surprise]:
-    """Find hours far above what the peers make likely: z ≥ 4.5 and at least 5 above.
+    """Find hours far above what the peers make likely: z ≥ 4.3 and at least 5 above.
 
     By day `unusual_spike`, in the local hours 00 to 06 `night_surge`. Critical from z ≥ 6 and
     max(20, 1 % of the roll) above. Bulletins and votes are two series of one alert.

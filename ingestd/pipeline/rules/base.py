@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-RULESET = "2026.3"
+RULESET = "2026.4"
 MOST_LISTED = 20
 """Transaction ids named in one alert; the number is always the full one."""
 
