@@ -69,6 +69,7 @@ def lost(before: Rows, after: Rows) -> list[tuple[str, Mapping[str, Any]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", OLDER)
 def test_rows_of_every_older_schema_are_there_after_an_upgrade_and_work_goes_on(
     sessions: sessionmaker[Session],
