@@ -26,8 +26,8 @@ test: $(READY)  ## every test, on SQLite and on a real PostgreSQL
 quick: $(READY)  ## the tests without the slow ones
 	$(BIN)/pytest -n $(WORKERS) -m "not slow and not campaign"
 
-reliability: $(READY)  ## every promise with its long campaigns (an hour or more); writes docs/reliability.md
-	$(BIN)/python -m tests.reliability --workers $(WORKERS)
+reliability: $(READY)  ## every promise with its long campaigns (an hour or more); writes docs/reliability.md; RELIABILITY="--only tests/test_crash.py"
+	$(BIN)/python -m tests.reliability --workers $(WORKERS) $(RELIABILITY)
 
 service: $(READY)  ## the service on a machine of its own (root, debootstrap, systemd-nspawn); writes docs/service.md
 	$(BIN)/python -m tests.service

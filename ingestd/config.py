@@ -102,7 +102,7 @@ class Database(BaseModel):
         "service takes it from systemd (docs/install.md).",
     )
     sqlite_cache_mb: int = Field(
-        default=64, ge=1, description="Memory that SQLite may use to keep pages of the database."
+        default=48, ge=1, description="Memory that SQLite may use to keep pages of the database."
     )
     sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
         default="FULL",
@@ -242,7 +242,7 @@ class Ingest(BaseModel):
         "SQLite, which has one writer, it always is 1.",
     )
     workers_from_mb: int = Field(
-        default=32,
+        default=4,
         ge=0,
         description="The processes are started when so many megabytes wait, or eight small files "
         "for each; below, the daemon has taken them itself before others are ready.",

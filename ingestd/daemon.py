@@ -40,7 +40,7 @@ from ingestd.pipeline.workers import Offer, Taken, Workers
 from ingestd.port import Port
 from ingestd.signals import hanging_up, noting_dead_threads, stopping
 from ingestd.standing import Standing
-from ingestd.storage import Pause, WalWatch, open_patiently, rest
+from ingestd.storage import Pause, PlanWatch, WalWatch, open_patiently, rest
 from ingestd.systemd import Systemd
 from ingestd.telling.channels import Channel, channels_of
 from ingestd.telling.teller import telling
@@ -125,6 +125,7 @@ class Daemon:
     manifests: Manifests
     leftovers: Leftovers
     wal: WalWatch
+    plans: PlanWatch
     workers: Workers
     # Files that somebody has in hand, as they were when they were given.
     given: dict[Path, Waiting] = field(default_factory=dict)
@@ -201,6 +202,8 @@ class Daemon:
                 self.audience.tell()
                 taken |= is_taken
             self.wal.look()
+            if not faults:
+                self.plans.look()
             if time.monotonic() - self.figures_at >= _FIGURES_APART_SECONDS:
                 self._tell_figures()
         self._tell_figures()
@@ -543,6 +546,7 @@ def _loop(
         Manifests(settings.limits.max_manifest_bytes),
         Leftovers(watch.inbox, watch.archive, watch.manifest_wait_seconds),
         wal,
+        PlanWatch(engine),
         workers,
         audience=audience,
     )

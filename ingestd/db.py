@@ -6,7 +6,7 @@ import math
 import select
 import sqlite3
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -58,7 +58,7 @@ def make_engine(
     url: str,
     *,
     writer: bool = False,
-    cache_mb: int = 64,
+    cache_mb: int = 48,
     synchronous: str = "FULL",
     busy_timeout_seconds: float = 60,
     patience: Patience | None = None,
@@ -211,6 +211,30 @@ def empty_wal(engine: Engine) -> bool:
 
 
 # PostgreSQL ---------------------------------------------------------------------------------
+
+GROWTH = 4  # so many times as large, and a table deserves other plans
+_LEAST_PAGES = 4
+_GROWN = text(
+    "SELECT relname, pg_relation_size(pg_class.oid) / 8192 AS pages FROM pg_class"
+    " WHERE pg_class.oid IN (SELECT to_regclass(quote_ident(name))"
+    " FROM unnest(CAST(:names AS text[])) AS name)"
+    " AND pg_relation_size(pg_class.oid) / 8192 > :growth * greatest(relpages, :least)"
+)
+
+
+def grown_tables(engine: Engine, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Which of these tables have grown since PostgreSQL last looked, and to how many pages."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        asked = {"names": list(names), "growth": GROWTH, "least": _LEAST_PAGES}
+        return [(row.relname, row.pages) for row in connection.execute(_GROWN, asked)]
+
+
+def analyze(engine: Engine, name: str) -> None:
+    """Let PostgreSQL look at a table, and plan anew what was planned for it."""
+    quoted = engine.dialect.identifier_preparer.quote(name)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"ANALYZE {quoted}"))
+
 
 # A connection whose other end is gone without a word is noticed within a minute. What the URL
 # says wins.

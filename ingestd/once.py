@@ -6,10 +6,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
+from sqlalchemy import Engine
 
 from ingestd.assembly import make_ingest, make_workers, take_over, take_up_settings
 from ingestd.config import ConfigError, Settings
@@ -26,7 +28,7 @@ from ingestd.pipeline.worker import Told
 from ingestd.pipeline.workers import Offer, Taken
 from ingestd.pipeline.writers import Writers, writers_of
 from ingestd.signals import stopping
-from ingestd.storage import Pause, open_database, rest
+from ingestd.storage import Pause, PlanWatch, open_database, rest
 from ingestd.telling.teller import send_what_waits
 
 log = structlog.get_logger()
@@ -110,7 +112,7 @@ def once(
             folders = {root.absolute() for root in roots if root.is_dir()}
             for root in folders | {found.root for found in files}:
                 ingest.note_missing(root)
-            run_once = _Once(settings, ingest, stop, summary, on_progress)
+            run_once = _Once(settings, engine, ingest, stop, summary, on_progress)
             try:
                 run_once.take(files)
             finally:
@@ -142,6 +144,7 @@ class _Once:
     def __init__(
         self,
         settings: Settings,
+        engine: Engine,
         ingest: Ingest,
         stop: Asked,
         summary: Summary,
@@ -154,6 +157,7 @@ class _Once:
         self._summary = summary
         self._patience = _OncePatience(settings.database.busy_timeout_seconds, stop.is_set)
         self._workers = make_workers(settings, ingest)
+        self._plans = PlanWatch(engine)
         self._on_progress = on_progress
         if on_progress:
             ingest.on_progress = self._workers.on_progress = self._note_share
@@ -192,6 +196,8 @@ class _Once:
         self._summary.bytes = self._done
 
     def _go_on(self) -> None:
+        with suppress(StorageFault):  # whoever takes the next file will hear of it
+            self._plans.look()
         if self._workers.has_offers:
             self._tell(label_of(self._workers.first.relative))
         again: list[Offer] = []

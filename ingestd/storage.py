@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import Engine
@@ -13,8 +13,17 @@ from sqlalchemy.exc import DBAPIError
 
 from ingestd import migrate
 from ingestd.config import Settings
-from ingestd.db import Patience, empty_wal, make_engine, wal_bytes
+from ingestd.db import (
+    GROWTH,
+    Patience,
+    analyze,
+    empty_wal,
+    grown_tables,
+    make_engine,
+    wal_bytes,
+)
 from ingestd.errors import StorageFault
+from ingestd.models import Base
 from ingestd.transient import database_at_work
 
 log = structlog.get_logger()
@@ -23,6 +32,8 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _SAID_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 _CHECKPOINT_EVERY_SECONDS = 5.0
+_SIZES_EVERY_SECONDS = 1.0
+_TABLES = sorted(Base.metadata.tables)
 
 
 def open_database(
@@ -178,6 +189,37 @@ class WalWatch:
     @property
     def _limit(self) -> int:
         return self.warn_mb * 1024 * 1024
+
+
+@dataclass(slots=True)
+class PlanWatch:
+    """Lets PostgreSQL look at tables that have grown, or it plans for the size that they had.
+
+    By itself it looks once a minute. A statement that was planned for an empty table reads a
+    table of some thousand rows from end to end until then, for each file once.
+    """
+
+    engine: Engine
+    clock: Callable[[], float] = time.monotonic
+    _next: float = 0.0
+    _pages: dict[str, int] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Look, once a second at most; another database plans well enough.
+
+        Raises:
+            StorageFault: the database is away.
+        """
+        now = self.clock()
+        if now < self._next or self.engine.dialect.name != "postgresql":
+            return
+        self._next = now + _SIZES_EVERY_SECONDS
+        with database_at_work():
+            for name, pages in grown_tables(self.engine, _TABLES):
+                # Who may not analyze a table is not to try it every second.
+                if pages >= GROWTH * self._pages.get(name, 0):
+                    self._pages[name] = pages
+                    analyze(self.engine, name)
 
 
 def _mb(size: int) -> float:

