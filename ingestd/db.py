@@ -224,7 +224,7 @@ _GROWN = text(
 
 def grown_tables(engine: Engine, names: Sequence[str]) -> list[tuple[str, int]]:
     """Which of these tables have grown since PostgreSQL last looked, and to how many pages."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with engine.begin() as connection:
         asked = {"names": list(names), "growth": GROWTH, "least": _LEAST_PAGES}
         return [(row.relname, row.pages) for row in connection.execute(_GROWN, asked)]
 
@@ -232,7 +232,7 @@ def grown_tables(engine: Engine, names: Sequence[str]) -> list[tuple[str, int]]:
 def analyze(engine: Engine, name: str) -> None:
     """Let PostgreSQL look at a table, and plan anew what was planned for it."""
     quoted = engine.dialect.identifier_preparer.quote(name)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with engine.begin() as connection:
         connection.execute(text(f"ANALYZE {quoted}"))
 
 
