@@ -7,7 +7,7 @@ late, repeated, rolled back and withdrawn rows come out right in any order.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
@@ -345,12 +345,13 @@ def _votes_of_repeated_senders(
     rows: Iterable[AnyRow]
     if len(hours) > _FEW_HOURS:
         # A file of a whole voting: one pass over the index instead of a probe for each vote.
-        rows = session.execute(_REPEATED_IN_RANGE, _voter_keys_of(session, constituency_id))
+        rows = _votes_repeated_in_range(session, constituency_id)
     else:
         rows = _repeated_votes(len(spans)).all(session, bounds(constituency_id, spans))
     groups: dict[str, list[AnyRow]] = {}
     for row in rows:
-        groups.setdefault(row.sender, []).append(row)
+        if row.constituency_id == constituency_id:
+            groups.setdefault(row.sender, []).append(row)
     return [
         group
         for group in groups.values()
@@ -361,26 +362,30 @@ def _votes_of_repeated_senders(
 _FEW_HOURS = 6
 
 
-def _voter_keys_of(session: Session, constituency_id: uuid.UUID) -> dict[str, Any]:
+def _votes_repeated_in_range(session: Session, constituency_id: uuid.UUID) -> Iterator[AnyRow]:
+    """The votes whose keys a constituency has more than once, by two statements.
+
+    In one, a database that knows nothing of the constituency yet may look for all keys anew at
+    each of its votes.
+    """
     contract_id = session.scalar(
         select(Constituency.contract_id).where(Constituency.id == constituency_id)
     )
     low, high = voter_keys(constituency_prefix(str(contract_id)))
-    return {"constituency": constituency_id, "low": low, "high": high}
+    for keys in chunks(session.scalars(_REPEATED_IN_RANGE, {"low": low, "high": high}).all()):
+        yield from session.execute(select(*_VOTE).where(transaction.c.voter_key.in_(keys)))
 
 
-def _votes_by_keys(keys: Select[AnyRow]) -> Select[AnyRow]:
-    t = transaction.c
-    repeated = keys.group_by(t.voter_key).having(func.count() > 1)
-    return select(t.sender, t.timestamp, t.tx_id, t.status, t.tally).where(
-        t.voter_key.in_(repeated), t.constituency_id == bindparam("constituency")
-    )
-
-
-_REPEATED_IN_RANGE = _votes_by_keys(
-    select(transaction.c.voter_key).where(
-        transaction.c.voter_key.between(bindparam("low"), bindparam("high"))
-    )
+# By its key alone, for the same reason: which constituency a vote is of is looked at afterwards.
+_VOTE = tuple(
+    transaction.c[name]
+    for name in ("constituency_id", "sender", "timestamp", "tx_id", "status", "tally")
+)
+_REPEATED_IN_RANGE = (
+    select(transaction.c.voter_key)
+    .where(transaction.c.voter_key.between(bindparam("low"), bindparam("high")))
+    .group_by(transaction.c.voter_key)
+    .having(func.count() > 1)
 )
 
 
@@ -388,7 +393,13 @@ _REPEATED_IN_RANGE = _votes_by_keys(
 def _repeated_votes(spans: int) -> Prepared:
     t = transaction.c
     in_hours = select(t.voter_key).where(within(spans), t.voter_key.is_not(None))
-    return Prepared(_votes_by_keys(select(t.voter_key).where(t.voter_key.in_(in_hours))))
+    repeated = (
+        select(t.voter_key)
+        .where(t.voter_key.in_(in_hours))
+        .group_by(t.voter_key)
+        .having(func.count() > 1)
+    )
+    return Prepared(select(*_VOTE).where(t.voter_key.in_(repeated)))
 
 
 def _hour_text(*, is_on_postgresql: bool) -> ColumnElement[str]:
