@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from ingestd.cli.flags import FINDINGS, Flags, Json, Limit, Offset, command
 
 if TYPE_CHECKING:
     from ingestd.config import Settings
+    from ingestd.crud import Standing
     from ingestd.telling.channels import Channel
 
 _STATES = ("waiting", "sent", "failed", "settled")
@@ -111,9 +112,7 @@ def status(flags: Flags, *, is_json: Json = False) -> None:
     with reading(settings) as session:
         standings = crud.notices.standings(session, settings.notify.channels)
     if is_json:
-        known = settings.notify.channels
-        told = [{**asdict(one), "is_set": one.channel in known} for one in standings]
-        screen.print_json({"channels": told})
+        screen.print_json({"channels": as_told(standings, settings.notify.channels)})
     elif not standings:
         screen.say("no channel is set: nobody is told of anything (docs/operating.md)")
     else:
@@ -135,6 +134,11 @@ def status(flags: Flags, *, is_json: Json = False) -> None:
         )
     if any(one.failed for one in standings):
         raise typer.Exit(FINDINGS)
+
+
+def as_told(standings: Iterable[Standing], channels: Container[str]) -> list[dict[str, Any]]:
+    """How channels stand, and whether the settings name them, with keys that scripts rely on."""
+    return [{**asdict(one), "is_set": one.channel in channels} for one in standings]
 
 
 def list_(

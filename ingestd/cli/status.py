@@ -77,6 +77,7 @@ def _look(settings: Settings, *, is_fast: bool) -> dict[str, Any]:
     """Everything, with keys that scripts may rely on."""
     from ingestd import crud
     from ingestd.cli.database import reading
+    from ingestd.cli.notify import as_told
     from ingestd.config import redacted_url
 
     with reading(settings) as session:
@@ -86,9 +87,7 @@ def _look(settings: Settings, *, is_fast: bool) -> dict[str, Any]:
         "at": datetime.now(UTC),
         "database": redacted_url(settings.database.url),
         **tables,
-        "notices": [
-            {**asdict(each), "is_set": each.channel in settings.notify.channels} for each in told
-        ],
+        "notices": as_told(told, settings.notify.channels),
         "inbox": _inbox(settings.watch),
         "daemon": _daemon(settings.metrics.listen),
     }

@@ -373,19 +373,25 @@ def _votes_repeated_in_range(session: Session, constituency_id: uuid.UUID) -> It
     )
     low, high = voter_keys(constituency_prefix(str(contract_id)))
     for keys in chunks(session.scalars(_REPEATED_IN_RANGE, {"low": low, "high": high}).all()):
-        yield from session.execute(select(*_VOTE).where(transaction.c.voter_key.in_(keys)))
+        yield from session.execute(_VOTES.where(transaction.c.voter_key.in_(keys)))
 
 
 # By its key alone, for the same reason: which constituency a vote is of is looked at afterwards.
-_VOTE = tuple(
-    transaction.c[name]
-    for name in ("constituency_id", "sender", "timestamp", "tx_id", "status", "tally")
+_VOTES = select(
+    *(
+        transaction.c[name]
+        for name in ("constituency_id", "sender", "timestamp", "tx_id", "status", "tally")
+    )
 )
-_REPEATED_IN_RANGE = (
-    select(transaction.c.voter_key)
-    .where(transaction.c.voter_key.between(bindparam("low"), bindparam("high")))
-    .group_by(transaction.c.voter_key)
-    .having(func.count() > 1)
+
+
+def _repeated_keys(which: ColumnElement[bool]) -> Select[AnyRow]:
+    key = transaction.c.voter_key
+    return select(key).where(which).group_by(key).having(func.count() > 1)
+
+
+_REPEATED_IN_RANGE = _repeated_keys(
+    transaction.c.voter_key.between(bindparam("low"), bindparam("high"))
 )
 
 
@@ -393,13 +399,8 @@ _REPEATED_IN_RANGE = (
 def _repeated_votes(spans: int) -> Prepared:
     t = transaction.c
     in_hours = select(t.voter_key).where(within(spans), t.voter_key.is_not(None))
-    repeated = (
-        select(t.voter_key)
-        .where(t.voter_key.in_(in_hours))
-        .group_by(t.voter_key)
-        .having(func.count() > 1)
-    )
-    return Prepared(select(*_VOTE).where(t.voter_key.in_(repeated)))
+    repeated = _repeated_keys(t.voter_key.in_(in_hours))
+    return Prepared(_VOTES.where(t.voter_key.in_(repeated)))
 
 
 def _hour_text(*, is_on_postgresql: bool) -> ColumnElement[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -133,19 +133,10 @@ def check_alerts(
 ) -> Iterator[Difference]:
     """Compare open alerts with what the rules find now, and nothing of a person's side."""
     found = alerts.review(session, constituency_id, rolled_up, held)
-    findings = {(finding.rule, finding.subject): finding for finding in found}
-    for alert in alerts.open_alerts(session, constituency_id):
-        finding = findings.pop((alert.type, alert.subject), None)
-        what = None
-        if finding is None:
-            code, what = "alert_stray", "no rule finds it"
-        elif not alerts.is_said(alert, finding):
-            code, what = "alert_altered", "it says otherwise than its rule"
-        if what:
-            yield _alert(code, what, alert, constituency_id, contract)
-    for finding in findings.values():
-        what = "its rule finds it, and it is not open"
-        yield _alert("alert_missing", what, finding, constituency_id, contract)
+    findings = {(constituency_id, finding.rule, finding.subject): finding for finding in found}
+    stands = alerts.open_alerts(session, constituency_id)
+    for code, what, alert, owner in _otherwise(stands, findings):
+        yield _alert(code, what, alert, owner, contract)
 
 
 def check_feed(
@@ -165,29 +156,25 @@ def check_feed(
         for finding in some
         if rule in rules
     }
-    query = select(Alert).where(Alert.type.in_(rules), Alert.cleared_at.is_(None))
-    for alert in session.scalars(query.order_by(Alert.id)):
+    stands = [one for one in alerts.open_alerts_of_feed(session) if one.type in rules]
+    for code, what, alert, owner in _otherwise(stands, findings):
+        whose = contracts.get(owner, str(owner)) if owner else "all constituencies"
+        yield replace(_alert(code, what, alert, owner, whose), mend=Mend.FEED)
+
+
+def _otherwise(
+    stands: Iterable[Alert], findings: dict[tuple[uuid.UUID | None, str, str], Finding]
+) -> Iterator[tuple[str, str, Alert | Finding, uuid.UUID | None]]:
+    """Which open alerts are not what is found, and what is found and not open; whose each is."""
+    for alert in stands:
         owner = alert.constituency_id
         finding = findings.pop((owner, alert.type, alert.subject), None)
         if finding is None:
-            yield _of_feed("alert_stray", "no rule finds it", alert, owner, contracts)
+            yield "alert_stray", "no rule finds it", alert, owner
         elif not alerts.is_said(alert, finding):
-            what = "it says otherwise than its rule"
-            yield _of_feed("alert_altered", what, alert, owner, contracts)
+            yield "alert_altered", "it says otherwise than its rule", alert, owner
     for (owner, _rule, _subject), finding in findings.items():
-        what = "its rule finds it, and it is not open"
-        yield _of_feed("alert_missing", what, finding, owner, contracts)
-
-
-def _of_feed(
-    code: str,
-    what: str,
-    alert: Alert | Finding,
-    owner: uuid.UUID | None,
-    contracts: Mapping[uuid.UUID, str],
-) -> Difference:
-    whose = contracts.get(owner, str(owner)) if owner else "all constituencies"
-    return replace(_alert(code, what, alert, owner, whose), mend=Mend.FEED)
+        yield "alert_missing", "its rule finds it, and it is not open", finding, owner
 
 
 def _alert(
