@@ -1185,4 +1185,44 @@ def test_a_row_of_the_usual_form_would_be_read_the_same_as_any(operation: str) -
     cells = cells_of(VOTE.having(params=params, diff=diff))
     usual = parse_usual_row(cells)
     assert usual is not None
-    assert parse_any_row(cells) | {"extra": cells[10]} == usual
+    assert parse_any_row(cells) | {"extra": cells[10]} == dict(
+        zip(COLUMNS[:11], usual, strict=False)
+    )
+
+
+texts_in_entries = st.text(st.sampled_from('a"\\u0\x00\t\u0416\U0001f5f3;'), max_size=12)
+
+
+@many
+@given(
+    cells=st.sampled_from(GOOD),
+    index=st.integers(0, 11),
+    text=st.one_of(st.text(max_size=20), st.sampled_from(["", "0", "1", "-1", "{}", "[]"])),
+    key=texts_in_entries,
+    value=texts_in_entries,
+    is_cell=st.booleans(),
+    is_ascii=st.booleans(),
+)
+def test_the_quick_way_finds_what_the_other_finds(
+    cells: Cells, index: int, text: str, key: str, value: str, is_cell: bool, is_ascii: bool
+) -> None:
+    """Or leaves the row to it: whatever stands in a cell or in an entry."""
+    entry = json.dumps(
+        [{"key": key, "stringValue": value}], separators=(",", ":"), ensure_ascii=is_ascii
+    )
+    columns = cells.having(**({} if is_cell else {"diff": entry})).raw().decode().split(";")
+    if is_cell:
+        columns[index] = text
+    raw = ";".join(columns).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        quick = check(raw)
+        patch.setattr(Validator, "_usual_record", lambda *_: None)
+        assert check(raw) == quick
+
+
+def test_nul_is_refused_however_deep_it_is_quoted_in_a_row_of_the_usual_form() -> None:
+    """JSON inside of JSON is stored once more where results are read."""
+    for quoted in ("\\u0000", "\\\\u0000", "\\\\\\\\u0000"):
+        outcome = check(VOTE.having(diff=f'[{{"key":"VOTE_","stringValue":"{quoted}"}}]'))
+        assert isinstance(outcome, Reject)
+        assert outcome.kind == "nul"

@@ -35,9 +35,17 @@ _GREATEST = {size: high for size, (_low, high) in _RANGES.items()}
 
 def decodes_to(text: str, size: int) -> bool:
     """Say whether `text` is base58 of exactly `size` bytes (1 to 64)."""
+    return has_alphabet(text) and has_size(text, size)
+
+
+def has_alphabet(text: str) -> bool:
+    """Say whether there is nothing but base58 digits in a text, or in several put together."""
     # Deleting bytes is four times as fast as deleting characters.
-    if text.encode("utf-8", "surrogatepass").translate(None, _DIGITS):
-        return False
+    return not text.encode("utf-8", "surrogatepass").translate(None, _DIGITS)
+
+
+def has_size(text: str, size: int) -> bool:
+    """Say whether base58 digits are those of exactly `size` bytes (1 to 64)."""
     greatest = _GREATEST[size]
     if len(text) == len(greatest) and not text.startswith("1"):
         return text <= greatest

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import Table, bindparam, exists, insert, select, update
@@ -20,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ingestd.db import AnyRow, driver_at_work, is_postgresql
+from ingestd.pipeline import copy_rows
 from ingestd.pipeline.sightings import CONTENT_COLUMNS, JSON_COLUMNS, FileRef, recompute
 from ingestd.pipeline.touched import (
     HOUR_MS,
@@ -35,7 +35,7 @@ from ingestd.pipeline.touched import (
 from ingestd.pipeline.validate import Record
 from ingestd.pipeline.verdict import status_of
 
-# In the order of `_tuples` and `_copy_lines`.
+# In the order of `_tuples`.
 BULK_COLUMNS = (
     "id",
     "constituency_id",
@@ -61,7 +61,6 @@ BULK_COLUMNS = (
     "operation_data",
 )
 _SHORTEST_GAMBLE = 200
-_ROWS_IN_ONE_WRITE = 256
 
 
 @dataclass(slots=True)
@@ -268,19 +267,19 @@ def _insert_transactions(session: Session, file: FileRef, fresh: Sequence[Record
     """
     connection = session.connection()
     quote = connection.dialect.identifier_preparer.quote
-    table, names = quote(transaction.name), ", ".join(map(quote, BULK_COLUMNS))
+    table = quote(transaction.name)
     if is_postgresql(session):
-        lines = _copy_lines(file, fresh)
-        copying = f"COPY {table} ({names}) FROM STDIN"
+        names = ", ".join(map(quote, copy_rows.COLUMNS))
+        statement = f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)"
         with (
             driver_at_work(connection) as driver,
             driver.cursor() as cursor,
-            cursor.copy(copying) as copy,
+            cursor.copy(statement) as copy,
         ):
-            while some := "".join(islice(lines, _ROWS_IN_ONE_WRITE)):
-                copy.write(some)
+            for block in copy_rows.blocks(file, fresh):
+                copy.write(block)
         return
-    marks = ", ".join("?" * len(BULK_COLUMNS))
+    names, marks = ", ".join(map(quote, BULK_COLUMNS)), ", ".join("?" * len(BULK_COLUMNS))
     connection.exec_driver_sql(
         f"INSERT INTO {table} ({names}) VALUES ({marks})",  # noqa: S608 - names of our own columns
         list(_tuples(file, fresh)),
@@ -311,38 +310,6 @@ def _tuples(file: FileRef, fresh: Sequence[Record]) -> Iterator[tuple[Any, ...]]
             tx_id,
             *shown[-7:],
         )
-
-
-def _copy_lines(file: FileRef, fresh: Sequence[Record]) -> Iterator[str]:
-    r"""Rows in the text format of COPY: tabs between the columns, \N for null."""
-    constituency, file_id = file.constituency_id.hex, file.id.hex
-    slot = r"\N" if file.is_cumulative or not file.slot else file.slot
-    for line, _end, key, tx_id, _sign, content_hash, shown in fresh:
-        assert shown is not None  # noqa: S101 - a rollback stores no transaction
-        assert content_hash is not None  # noqa: S101 - the same
-        persons = r"\N" if shown.persons is None else shown.persons
-        voter_key = r"\N" if shown.voter_key is None else shown.voter_key
-        yield (
-            f"{key}\t{constituency}\t{_time_text(shown.milliseconds)}+00\t"
-            f"{status_of(shown.tally)}\t{shown.tally or _NULL}\t{persons}\t"
-            f"{_escaped(shown.type)}\t{shown.tx_type}\t{shown.version}\t{slot}\t{file_id}\t"
-            f"{line}\t{voter_key}\t\\\\x{content_hash.hex()}\t{tx_id}\t{shown.fee}\t"
-            f"{_escaped(shown.fee_asset_id)}\t{shown.sender}\t{shown.signature}\t"
-            f"{_escaped(shown.extra)}\t{_escaped(shown.raw_data)}\t"
-            f"{_escaped(shown.operation_data)}\n"
-        )
-
-
-_NULL = r"\N"
-
-
-def _escaped(text: str) -> str:
-    """Write a text so that COPY reads it as it is; most have nothing to escape."""
-    if "\\" in text:
-        text = text.replace("\\", "\\\\")
-    if "\t" in text or "\n" in text or "\r" in text:
-        text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-    return text
 
 
 def _time_text(milliseconds: int) -> str:

@@ -23,7 +23,7 @@ from typing import IO, BinaryIO, NamedTuple, Self, cast
 
 from ingestd.errors import FileRefused, FileVanished, IngestError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 17
 _BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _NESTED_JOIN = "/"
@@ -554,11 +554,13 @@ class RowReader:
         self._look_at_start(first)
         offset, pending = self._skip(first)
         while True:
-            lines = pending.split(self._newline)
-            pending = lines.pop()
-            for raw in lines:
-                start, offset = offset, offset + len(raw) + 1
-                yield self._row(start, offset, raw)
+            # A search passes over a row many times as fast as `split` does.
+            at = 0
+            while (until := pending.find(self._newline, at)) >= 0:
+                start, offset = offset, offset + until + 1 - at
+                yield self._row(start, offset, pending[at:until])
+                at = until + 1
+            pending = pending[at:]
             # One more byte than the limit may be a CR whose LF is in the next block.
             if len(pending) > self._most + 1:
                 offset, pending = yield from self._too_long(offset, pending)
@@ -610,7 +612,8 @@ class RowReader:
         self._line += 1
         if raw.endswith(b"\r"):
             raw = raw[:-1]
-        return Row(self._line, end, raw, len(raw) > self._most, start)
+        # What its own `__new__` does, in half the time.
+        return tuple.__new__(Row, (self._line, end, raw, len(raw) > self._most, start))
 
     def _too_long(self, offset: int, start: bytes) -> Generator[Row, None, tuple[int, bytes]]:
         """Pass over a line beyond the limit without holding it; keep its beginning."""
