@@ -33,7 +33,7 @@ _SAID_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 _CHECKPOINT_EVERY_SECONDS = 5.0
 _SIZES_EVERY_SECONDS = 1.0
-_TABLES = sorted(Base.metadata.tables)
+_TABLES = Base.metadata.tables
 
 
 def open_database(
@@ -215,11 +215,11 @@ class PlanWatch:
             return
         self._next = now + _SIZES_EVERY_SECONDS
         with database_at_work():
-            for name, pages in grown_tables(self.engine, _TABLES):
+            for name, pages in grown_tables(self.engine, sorted(_TABLES)):
                 # Who may not analyze a table is not to try it every second.
                 if pages >= GROWTH * self._pages.get(name, 0):
                     self._pages[name] = pages
-                    analyze(self.engine, name)
+                    analyze(self.engine, _TABLES[name])
 
 
 def _mb(size: int) -> float:

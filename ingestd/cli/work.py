@@ -67,8 +67,10 @@ def run(flags: Flags) -> None:
     the watchdog; `ingestd unit install` makes it a service.
     """
     from ingestd import daemon, log
+    from ingestd.garbage import look_for_cycles_rarely
     from ingestd.systemd import Systemd
 
+    look_for_cycles_rarely()
     systemd = Systemd.of(os.environ)
     settings = flags.settings()
     log.configure("debug" if flags.is_debug else settings.log.level, settings.log.format)
@@ -102,8 +104,10 @@ def once(
     (143 by SIGTERM).
     """
     from ingestd.cli import screen
+    from ingestd.garbage import look_for_cycles_rarely
     from ingestd.once import once as once_through
 
+    look_for_cycles_rarely()
     settings = flags.settings()
     with _progress() as on_progress:
         summary = once_through(

@@ -89,9 +89,11 @@ def evaluate(  # noqa: PLR0913 - what a commit knows of its change
     facts = facts_of(session, constituency_id, rolled_up, rules_held.missing_hour)
     is_anew = (has_history and file_id is None) or facts.has_changed_frame(touched)
     if is_anew:
-        touched = stats.everything(session, constituency_id)
-        _, revotes = revotes_around(session, constituency_id, touched.hours)
-        rolled_up = _with_revotes(rolled_up, revotes)
+        counted_anew = touched.hours
+        touched = stats.all_counted(session, constituency_id)
+        if not touched.hours <= counted_anew:
+            _, revotes = revotes_around(session, constituency_id, touched.hours)
+            rolled_up = _with_revotes(rolled_up, revotes)
     look = _Look(
         session,
         facts,

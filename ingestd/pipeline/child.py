@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
+from ingestd.garbage import look_for_cycles_rarely
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,6 +48,7 @@ def pipe_to(descriptor: str, parent: str) -> Iterator[Connection]:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _end_with(int(parent))
+    look_for_cycles_rarely()
     with Connection(int(descriptor)) as pipe:
         try:
             yield pipe

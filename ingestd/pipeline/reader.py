@@ -143,7 +143,9 @@ def _outcome(values: Sequence[Any]) -> Outcome:
     if len(values) != _RECORD_VALUES:
         return _KINDS[len(values)](values)
     line, end, key, tx_id, sign, content_hash, shown = values
-    return Record(line, end, key, tx_id, sign, content_hash, shown and Shown._make(shown))
+    # What their own `__new__` does, in half the time.
+    shown = shown and tuple.__new__(Shown, shown)
+    return tuple.__new__(Record, (line, end, key, tx_id, sign, content_hash, shown))
 
 
 _RECORD_VALUES = len(Record._fields)

@@ -247,9 +247,15 @@ def everything(session: Session, constituency_id: uuid.UUID) -> Touched:
     """All hours and slots of a constituency: those with transactions, and those with counts."""
     hour = _hour_text(is_on_postgresql=is_postgresql(session)).label("hour")
     mine = select(hour).where(transaction.c.constituency_id == constituency_id).distinct()
-    hours = {_hour_from(text) for text in session.scalars(mine)}
+    touched = all_counted(session, constituency_id)
+    touched.hours |= {_hour_from(text) for text in session.scalars(mine)}
+    return touched
+
+
+def all_counted(session: Session, constituency_id: uuid.UUID) -> Touched:
+    """All hours and slots of a constituency whose counts are up to date."""
     counted = select(hourly.c.hour).where(hourly.c.constituency_id == constituency_id)
-    hours |= {hour_of(moment) for moment in session.scalars(counted)}
+    hours = {hour_of(moment) for moment in session.scalars(counted)}
     slots = session.scalars(
         select(FileProcessing.slot)
         .where(
@@ -325,9 +331,10 @@ def revotes_around(
 ) -> tuple[set[int], list[Revote]]:
     """Find senders with several votes; their other hours are touched with this one."""
     groups = _votes_of_repeated_senders(session, constituency_id, hours)
-    further = hours | {hour_of(row.timestamp) for group in groups for row in group}
-    if further != hours:
+    further = hours | {hour_of(row.timestamp) for group in _among(groups, hours) for row in group}
+    if further != hours and len(hours) <= _FEW_HOURS:
         groups = _votes_of_repeated_senders(session, constituency_id, further)
+    groups = _among(groups, further)
     revotes = []
     for group in groups:
         accepted = [row for row in group if row.status == "accepted" and row.tally == "vote"]
@@ -340,7 +347,10 @@ def revotes_around(
 def _votes_of_repeated_senders(
     session: Session, constituency_id: uuid.UUID, hours: set[int]
 ) -> list[list[AnyRow]]:
-    """Group the votes (any status) of every sender with a vote in `hours` and more than one."""
+    """Group the votes (any status) of every sender with a vote in `hours` and more than one.
+
+    Where they are many hours, all such senders of the constituency come.
+    """
     spans = spans_of(hours)
     rows: Iterable[AnyRow]
     if len(hours) > _FEW_HOURS:
@@ -352,11 +362,12 @@ def _votes_of_repeated_senders(
     for row in rows:
         if row.constituency_id == constituency_id:
             groups.setdefault(row.sender, []).append(row)
-    return [
-        group
-        for group in groups.values()
-        if len(group) > 1 and any(hour_of(row.timestamp) in hours for row in group)
-    ]
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _among(groups: Iterable[list[AnyRow]], hours: set[int]) -> list[list[AnyRow]]:
+    """Keep the groups with a vote in one of these hours."""
+    return [group for group in groups if any(hour_of(row.timestamp) in hours for row in group)]
 
 
 _FEW_HOURS = 6
