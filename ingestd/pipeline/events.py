@@ -19,7 +19,9 @@ import secrets
 import threading
 import warnings
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -478,7 +480,28 @@ def _is_alive(observer: BaseObserver) -> bool:
     return observer.is_alive() and bool(emitters) and all(each.is_alive() for each in emitters)
 
 
+# Where watchdog 7 and watchdog 6 keep how long they wait for a rename's other half.
+_PAIRING = (
+    ("watchdog.observers.inotify_move_event_grouper", "InotifyMoveEventGrouper"),
+    ("watchdog.observers.inotify_buffer", "InotifyBuffer"),
+)
+_PAIRED_WITHIN_SECONDS = 0.05
+
+
+def _pair_renames_soon() -> None:
+    """Let watchdog wait a twentieth of a second for the other half of a rename, not half a second.
+
+    The kernel tells both at once, but a file that is moved out of the inbox, as we do with each,
+    has no other half, and all events behind it wait with it. A rename that is taken for two events
+    gives no evidence, and its file settles.
+    """
+    for module, name in _PAIRING:
+        with suppress(ImportError):
+            getattr(import_module(module), name).delay = _PAIRED_WITHIN_SECONDS
+
+
 def _observer_of(wakeup: Wakeup, root: Path) -> BaseObserver:
+    _pair_renames_soon()
     # Said of every folder that is watched by two ways, or that an overflow made it watch again.
     warnings.filterwarnings("ignore", message="Callback with id", category=RuntimeWarning)
     observer = Observer()
