@@ -166,6 +166,8 @@ class Daemon:
         self.audience.figures.looked([(file.stamp, file.size) for file in files], here)
         self.audience.figures.hear(self.watcher.heard)
         self.audience.figures.spent({"scan": now - started}, Counter())
+        # While files settle, workers begin.
+        self.workers.expect(size_of.values())
         self.workers.offer(self._offer(complete, size_of[complete.relative]) for complete in ready)
         taken = self._take_until(now + longest)
         in_work = {label_of(relative) for relative in self.workers.in_work}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -135,10 +135,14 @@ class Workers:
         in_work = self.in_work
         self._look_back()
         self._offers = deque(each for each in offers if each.relative not in in_work)
-        if len(self._offers) > 1:
-            waiting = sum(max(each.size, _BYTES_A_FILE) for each in self._offers)
-            self._is_started |= self.most > 1 and waiting >= self.from_bytes
+        self.expect([each.size for each in self._offers])
         self._fill_up()
+
+    def expect(self, sizes: Collection[int]) -> None:
+        """Start workers for files of so many bytes that are there, complete or not yet."""
+        if self.most > 1 and len(sizes) > 1:
+            waiting = sum(max(size, _BYTES_A_FILE) for size in sizes)
+            self._is_started |= waiting >= self.from_bytes
 
     def offer_again(self, offers: Iterable[Offer]) -> None:
         """Let these be the first again, in their order."""
