@@ -203,10 +203,11 @@ def _tree(root: psutil.Process) -> Sequence[psutil.Process]:
 
 
 def _resident(root: psutil.Process) -> int:
+    """Bytes in memory; what several processes share counts once."""
     total = 0
     for process in _tree(root):
         with suppress(psutil.NoSuchProcess):
-            total += process.memory_info().rss
+            total += process.memory_full_info().pss
     return total
 
 

@@ -2,8 +2,8 @@
 
 `ready_rows` reads them back from a database that ingestd filled. `load` writes them with as many
 processes as asked for, each with a connection of its own: on PostgreSQL one COPY and one commit
-for each file, on SQLite batches as large as ingestd's. Reading what is ready is not in the time on
-SQLite, and is a read of the page cache on PostgreSQL.
+for each file, as text or in COPY's binary format, on SQLite batches as large as ingestd's. Reading
+what is ready is not in the time on SQLite, and is a read of the page cache on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ BATCH_ROWS = 5_000
 BLOCK_BYTES = 1 << 20
 COLUMNS = [column.name for column in table_of(Transaction).columns]
 NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
-COPY = f'COPY "transaction" ({NAMES}) FROM STDIN'
+COPY = f'COPY "transaction" ({NAMES}) FROM STDIN (FORMAT %s)'
+TEXT, BINARY = "text", "binary"
 INSERT = f'INSERT INTO "transaction" ({NAMES}) VALUES ({", ".join("?" * len(COLUMNS))})'  # noqa: S608
 _BY_FILE = COLUMNS.index("file_id")
 
@@ -43,8 +44,8 @@ class Ready:
     files: int
 
 
-def ready_rows(url: str, folder: Path, *, csv_bytes: int) -> Ready:
-    """Read the transactions of a database back, as the driver takes them."""
+def ready_rows(url: str, folder: Path, *, csv_bytes: int, form: str = TEXT) -> Ready:
+    """Read the transactions of a database back, as the driver takes them; `form` is COPY's."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_postgresql(url):
         return _ready_database(url, folder, csv_bytes)
@@ -52,12 +53,14 @@ def ready_rows(url: str, folder: Path, *, csv_bytes: int) -> Ready:
     with psycopg.connect(dsn_of(url)) as connection:
         (rows,) = connection.execute('SELECT count(*) FROM "transaction"').fetchone() or (0,)
         # This database is dropped soon; without an index each file would cost a look at all rows.
-        connection.execute('CREATE INDEX ON "transaction" (file_id, line_number)')
+        connection.execute(
+            'CREATE INDEX IF NOT EXISTS by_file ON "transaction" (file_id, line_number)'
+        )
         files = connection.execute('SELECT DISTINCT file_id FROM "transaction"').fetchall()
         for number, (file,) in enumerate(files):
-            part = folder / f"{number}.copy"
+            part = folder / f"{number}.{form}"
             query = f"""COPY (SELECT {NAMES} FROM "transaction" WHERE file_id = '{file}'
-                ORDER BY line_number) TO STDOUT"""  # noqa: S608 - our own ids
+                ORDER BY line_number) TO STDOUT (FORMAT {form})"""  # noqa: S608 - our own ids
             with part.open("wb") as stream, connection.cursor().copy(query.encode()) as copy:
                 for block in copy:
                     stream.write(block)
@@ -154,7 +157,8 @@ def _copying(url: str, parts: Sequence[Path]) -> Iterator[float]:
         yield 0
         began = time.monotonic()
         for part in parts:
-            with part.open("rb") as stream, connection.cursor().copy(COPY.encode()) as copy:
+            copying = (COPY % part.suffix.removeprefix(".")).encode()
+            with part.open("rb") as stream, connection.cursor().copy(copying) as copy:
                 while block := stream.read(BLOCK_BYTES):
                     copy.write(block)
             connection.commit()
@@ -167,7 +171,7 @@ def _inserting(url: str, part: Path) -> Iterator[float]:
         closing(sqlite3.connect(part)) as source,
     ):
         # As ingestd opens it.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -65536"):
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -49152"):
             target.execute(f"PRAGMA {pragma}")
         yield 0
         seconds = 0.0

@@ -19,7 +19,7 @@ from bench.databases import Database, PostgreSQL, SQLite, postgresql
 from bench.drops import Drop
 from bench.figures import amount
 from bench.instead import Alternative
-from bench.limit import Ready, load, ready_rows
+from bench.limit import BINARY, TEXT, Ready, load, ready_rows
 from bench.results import Result, Run
 from bench.scale import Scale
 
@@ -110,7 +110,8 @@ def _against_the_limit(
     is_dropped_again: bool = False,
 ) -> None:
     """Take files and load their final rows, in turn; each repeat has its own limit."""
-    ready: Ready | None = None
+    forms = {"limit": TEXT} | ({"limit, binary": BINARY} if database.name == "pg" else {})
+    ready: dict[str, Ready] = {}
     for _ in range(bench.scale.repeats):
         with database.fresh() as url:
             with bench.daemon(url, workers=workers) as running:
@@ -120,13 +121,14 @@ def _against_the_limit(
                     again = running.take(drop, is_copied=True)
                     running.check(completed=drop.files, duplicate=drop.files)
                     bench.note(result, "dropped again", again)
-            ready = ready or _ready(bench, url, drop)
-        with database.fresh() as url:
-            bench.note(result, "limit", load(url, ready, connections=workers))
+            ready = ready or {what: _ready(bench, url, drop, form) for what, form in forms.items()}
+        for what in forms:
+            with database.fresh() as url:
+                bench.note(result, what, load(url, ready[what], connections=workers))
 
 
-def _ready(bench: Bench, url: str, drop: Drop) -> Ready:
-    ready = ready_rows(url, bench.folder / "ready", csv_bytes=drop.bytes)
+def _ready(bench: Bench, url: str, drop: Drop, form: str) -> Ready:
+    ready = ready_rows(url, bench.folder / "ready", csv_bytes=drop.bytes, form=form)
     if ready.rows != drop.rows:
         raise RuntimeError(f"{ready.rows} rows were stored of {drop.rows}")
     return ready

@@ -11,7 +11,7 @@ import pytest
 from bench import bars, drops, figures, growth, page, results, scenarios, stages
 from bench.daemon import BenchmarkFailed, daemon
 from bench.databases import ask, is_postgresql
-from bench.limit import load, ready_rows
+from bench.limit import BINARY, TEXT, load, ready_rows
 from bench.results import Result, Run, Taken
 from bench.scale import QUICK
 from ingestd.pipeline.ingest import Ingest
@@ -141,7 +141,7 @@ def everything() -> results.Results:
         for size in (100_000, 10_000_000)
     }
     series: dict[str, dict[str, list[Run]]] = {
-        "8-files": {"limit": runs(1), "ingestd": runs(2)} | again,
+        "8-files": {"limit": runs(1), "limit, binary": runs(0.5), "ingestd": runs(2)} | again,
         "1gb": {"limit": runs(1), "ingestd": runs(2)},
         "zips": {"limit": runs(1), "ingestd": runs(2)} | again,
         "republish": {"whole voting, first": runs(1), "whole voting, published again": runs(1)},
@@ -238,12 +238,14 @@ def test_the_limit_writes_the_very_same_rows(
     """All columns of all rows, by as many connections as there are files."""
     for hour in (8, 9):
         ingest.take(drop_file(voting.name(hour), voting.ballots(hour, 3)))
-    ready = ready_rows(migrated_url, tmp_path / "ready", csv_bytes=1)
-    assert (12, 2) == (ready.rows, ready.files)
     everything = 'SELECT * FROM "transaction" ORDER BY id'
-    with databases.fresh("postgresql" if is_postgresql(migrated_url) else "sqlite") as other:
-        assert 12 == load(other, ready, connections=len(ready.parts)).rows
-        assert ask(migrated_url, everything) == ask(other, everything)
+    kind = "postgresql" if is_postgresql(migrated_url) else "sqlite"
+    for form in (TEXT, BINARY) if kind == "postgresql" else (TEXT,):
+        ready = ready_rows(migrated_url, tmp_path / "ready", csv_bytes=1, form=form)
+        assert (12, 2) == (ready.rows, ready.files)
+        with databases.fresh(kind) as other:
+            assert 12 == load(other, ready, connections=len(ready.parts)).rows
+            assert ask(migrated_url, everything) == ask(other, everything)
 
 
 def test_a_table_grows_by_copies_under_other_keys(

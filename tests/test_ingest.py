@@ -116,6 +116,51 @@ def test_the_real_vote_of_2023_is_stored_field_by_field(
     assert (REAL_CONTRACT, 1) == (constituency.contract_id, constituency.votes_cast)
 
 
+ODD_ENTRIES = (
+    '[{"key":"operation","stringValue":"Новая 🗳 \\t\\\\ \\"операция\\""}'
+    ',\t{"key":"a","intValue":-7}]',
+    '[{"key":"операция","boolValue":false,"new":{"x":[1.5,null,9223372036854775807]}}]',
+)
+
+
+@pytest.mark.parametrize("version", ["-999999999999999999", "0", "999999999999999999"])
+@pytest.mark.parametrize("milliseconds", [0, 946684799999, 253370764799999])
+def test_odd_values_that_are_good_are_stored_field_by_field(
+    sessions: Sessions,
+    ingest: Ingest,
+    drop_file: DropFile,
+    voting: Voting,
+    version: str,
+    milliseconds: int,
+) -> None:
+    """However a database is sent them: the least and the greatest, none, and any character."""
+    params, diff = ODD_ENTRIES
+    sender = voting.new_id(64)
+    texts = ("", version, str(milliseconds), sender, version, "ä\tß\\N")
+    cells = [voting.new_id(), "104", *texts, params, diff, '{"à":"\\\\.\\n"}', ""]
+    name = f"{voting.contract}_1970-01-01_0000-0100.csv"
+    (job,) = ingest.take(drop_file(name, ";".join(cells).encode()))
+    assert (1, 0) == (job.rows_stored, job.rows_rejected)
+    with sessions() as session:
+        row = session.scalars(select(Transaction)).one()
+    assert cells[:8] == [
+        row.tx_id,
+        str(row.tx_type),
+        row.signature,
+        str(row.version),
+        str(round(row.timestamp.timestamp() * 1000)),
+        row.sender,
+        str(row.fee),
+        row.fee_asset_id,
+    ]
+    assert [json.loads(each) for each in cells[8:11]] == [
+        row.raw_data,
+        row.operation_data,
+        row.extra,
+    ]
+    assert (None, None, None) == (row.tally, row.persons, row.voter_key)
+
+
 def test_a_bad_row_is_set_aside_and_the_rest_is_stored(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:
