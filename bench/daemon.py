@@ -26,6 +26,8 @@ from ingestd.config import SECTIONS
 MB = 1_000_000
 LONGEST_SECONDS = 7_200
 START_SECONDS = 60
+REST_SECONDS = 180
+_AT_REST = 0.05  # seconds of CPU in one second
 STOP_SECONDS = 60
 # An ingestd without this setting is one worker, and is measured as that.
 HAS_WORKERS = "workers" in SECTIONS["ingest"].model_fields
@@ -125,6 +127,15 @@ class Daemon:
                 raise BenchmarkFailed(f"the daemon did not start: {self._last_words()}")
             time.sleep(0.05)
         time.sleep(1)
+
+    def wait_until_at_rest(self) -> None:
+        """Wait until it has looked at what was stored before it, which takes it a while."""
+        tree = psutil.Process(self.process.pid)
+        until = time.monotonic() + REST_SECONDS
+        before = -1.0
+        while (now := _cpu(tree)) - before > _AT_REST and time.monotonic() < until:
+            before = now
+            time.sleep(1)
 
     def _last_words(self) -> str:
         return self.log.read_text(encoding="utf-8")[-2_000:]

@@ -6,7 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,6 +67,13 @@ def trickle(folder: Path, scale: Scale) -> Drop:
     constituencies = -(-scale.latency_files // 12)
     plan = _hourly(constituencies, rows=78 * 12, seed=100, packing="csv")
     return _first(_made(folder, plan), scale.latency_files)
+
+
+def hours_and_whole(folder: Path, scale: Scale) -> tuple[Drop, Drop]:
+    """A voting in hourly CSVs, and the same once more in one."""
+    made = _made(folder, replace(_whole(1, scale.eight_rows, seed=5), hourly=True, packing="csv"))
+    whole = [path for path in made.paths if "_" not in path.stem]
+    return _counted(set(made.paths) - set(whole)), _counted(whole)
 
 
 def election(folder: Path, scale: Scale) -> Drop:

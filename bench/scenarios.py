@@ -135,7 +135,7 @@ def _ready(bench: Bench, url: str, drop: Drop, form: str) -> Ready:
 
 
 def published_again(bench: Bench, database: Database, result: Result) -> None:
-    """Files again with one row less: new publications that supersede the first."""
+    """Files again with one row less, which supersede the first; a whole voting after its hours."""
     whole = drops.some(drops.eight(bench.files, bench.scale), 1)
     hours = drops.some(drops.zips(bench.files, bench.scale), bench.scale.republished_zips)
     for name, drop in (("whole voting", whole), ("hourly ZIPs", hours)):
@@ -145,6 +145,12 @@ def published_again(bench: Bench, database: Database, result: Result) -> None:
             bench.note(result, f"{name}, published again", running.take(other))
             running.check(completed=other.files, superseded=drop.files)
         result.notes.append(f"{name}: {_size(drop)}, then each file without its last row.")
+    hours, whole = drops.hours_and_whole(bench.files, bench.scale)
+    with database.fresh() as url, bench.daemon(url) as running:
+        bench.note(result, "hours of a voting, first", running.take(hours))
+        bench.note(result, "the whole voting, after its hours", running.take(whole))
+        running.check(completed=hours.files + whole.files)
+    result.notes.append(f"The whole voting: {_size(whole)}, all known from {_size(hours)}.")
 
 
 def alternatives(bench: Bench, database: Database, result: Result) -> None:
@@ -200,6 +206,7 @@ def growing(bench: Bench, database: Database, result: Result) -> None:
             for _ in range(scale.growth_repeats):
                 for name, drop in (("rows", whole), ("files", hours)):
                     with database.fresh(of=base) as url, bench.daemon(url) as running:
+                        running.wait_until_at_rest()
                         bench.note(result, f"ingestd, {name} at {held}", running.take(drop))
                     with database.fresh(of=base) as url:
                         bench.note(result, f"limit, {name} at {held}", load(url, ready[name]))
