@@ -35,7 +35,7 @@ service: $(READY)  ## the service on a machine of its own (root, debootstrap, sy
 first-hour: $(READY)  ## a new user's first hour on such a machine; writes docs/first-hour.md
 	$(BIN)/python -m tests.first_hour
 
-bench: $(READY)  ## measure, about 25 minutes; writes docs/performance.md; BENCH="--only pg-1gb", --full
+bench: $(READY)  ## measure, about 30 minutes; writes docs/performance.md; BENCH="--only pg-1gb", --full
 	$(BIN)/python -m bench $(BENCH)
 
 fuzz: $(READY)  ## look for input that breaks a claim, SECONDS=60 for each target; needs Python 3.11

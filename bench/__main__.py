@@ -17,7 +17,7 @@ from bench.scale import SCALES
 
 EXAMPLES = """\
 examples:
-  python -m bench                         everything, about 25 minutes on 2 cores
+  python -m bench                         everything, about 30 minutes on 2 cores
   python -m bench --only pg-8-files,pg-1gb   these; the other figures stay as they are
   python -m bench --only 'sqlite-*'       all on SQLite
   python -m bench --full                  the sizes of the bars: hours of time, 60 GB of disk
