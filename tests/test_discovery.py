@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -26,7 +28,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingestd.daemon import GAVE_UP
-from ingestd.pipeline.events import Watcher
+from ingestd.pipeline.events import PAIRED_WITHIN_SECONDS, PAIRING, Watcher
 from ingestd.pipeline.watch import SENTINEL, look_at
 
 from .conftest import Did, Voting, csv_of, zip_of
@@ -566,6 +568,15 @@ def test_sentinels_leave_nothing_behind_and_are_no_files(listening: Listening) -
     odd: set[str] = set()
     assert [] == look_at(listening.root, (), odd).files
     assert set() == odd
+
+
+def test_no_event_is_held_back_for_long(listening: Listening) -> None:
+    """Each file that goes to the archive is half a rename, for which watchdog keeps all waiting."""
+    assert listening.watcher.heard.is_listening
+    held_back = [
+        getattr(import_module(module), name).delay for module, name in PAIRING if find_spec(module)
+    ]
+    assert [PAIRED_WITHIN_SECONDS] == held_back
 
 
 # Limits and rights --------------------------------------------------------------------------

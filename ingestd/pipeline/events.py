@@ -481,11 +481,11 @@ def _is_alive(observer: BaseObserver) -> bool:
 
 
 # Where watchdog 7 and watchdog 6 keep how long they wait for a rename's other half.
-_PAIRING = (
+PAIRING = (
     ("watchdog.observers.inotify_move_event_grouper", "InotifyMoveEventGrouper"),
     ("watchdog.observers.inotify_buffer", "InotifyBuffer"),
 )
-_PAIRED_WITHIN_SECONDS = 0.05
+PAIRED_WITHIN_SECONDS = 0.05
 
 
 def _pair_renames_soon() -> None:
@@ -495,9 +495,9 @@ def _pair_renames_soon() -> None:
     has no other half, and all events behind it wait with it. A rename that is taken for two events
     gives no evidence, and its file settles.
     """
-    for module, name in _PAIRING:
+    for module, name in PAIRING:
         with suppress(ImportError):
-            getattr(import_module(module), name).delay = _PAIRED_WITHIN_SECONDS
+            getattr(import_module(module), name).delay = PAIRED_WITHIN_SECONDS
 
 
 def _observer_of(wakeup: Wakeup, root: Path) -> BaseObserver:
