@@ -33,7 +33,7 @@ from ingestd.pipeline import stats
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest
 from ingestd.pipeline.load import Loaded, load_batch
-from ingestd.pipeline.read import BLOCK_BYTES
+from ingestd.pipeline.read import HASHED_AT_ONCE
 from ingestd.pipeline.sightings import FileRef
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.validate import Record
@@ -622,7 +622,7 @@ def test_a_stop_is_heeded_while_a_file_is_hashed(
 ) -> None:
     """At the next block: a file may be as large as a disk."""
     found = drop_file(voting.name(8), voting.ballots(8, 2_000))
-    assert found.path.stat().st_size > 2 * BLOCK_BYTES
+    assert found.path.stat().st_size > 2 * HASHED_AT_ONCE
     times = iter(range(1, 1_000))
     ingest.should_stop = lambda: next(times) == 3
     with pytest.raises(StopRequested):
