@@ -22,9 +22,11 @@ import psycopg
 
 from bench.databases import dsn_of, file_of, is_postgresql
 from bench.results import ROOT, Run
+from ingestd.config import SECTIONS
 from ingestd.models import Transaction, table_of
 
 BATCH_ROWS = 5_000
+CACHE_MB: int = SECTIONS["database"].model_fields["sqlite_cache_mb"].default
 BLOCK_BYTES = 1 << 20
 COLUMNS = [column.name for column in table_of(Transaction).columns]
 NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
@@ -171,7 +173,11 @@ def _inserting(url: str, part: Path) -> Iterator[float]:
         closing(sqlite3.connect(part)) as source,
     ):
         # As ingestd opens it.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -49152"):
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            f"cache_size = -{CACHE_MB * 1024}",
+        ):
             target.execute(f"PRAGMA {pragma}")
         yield 0
         seconds = 0.0

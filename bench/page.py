@@ -10,6 +10,7 @@ from bench import bars, figures, instead
 from bench.bars import TITLES
 from bench.databases import SERVER
 from bench.figures import amount
+from bench.limit import CACHE_MB
 from bench.results import ROOT, Result, Results, Run
 from bench.scale import FULL, QUICK, USUAL
 
@@ -40,7 +41,7 @@ _HOW: Final = f"""\
   SQLite the database is in them.
 - PostgreSQL runs with `{"`, `".join(f"{name} = {value}" for name, value in SERVER.items())}`, else
   with its defaults; `fsync` and `synchronous_commit` are on. SQLite runs with ingestd's defaults:
-  WAL, `synchronous = FULL`, a cache of 48 MB.
+  WAL, `synchronous = FULL`, a cache of {CACHE_MB} MB.
 - The files are the simulator's (`ingestd simulate`); none was in the database before, unless the
   scenario says so. What lies in the page cache of the machine stays there.
 """

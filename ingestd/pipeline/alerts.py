@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -93,7 +93,7 @@ def evaluate(  # noqa: PLR0913 - what a commit knows of its change
         touched = stats.all_counted(session, constituency_id)
         if not touched.hours <= counted_anew:
             _, revotes = revotes_around(session, constituency_id, touched.hours)
-            rolled_up = _with_revotes(rolled_up, revotes)
+            rolled_up = replace(rolled_up, revotes=revotes)
     look = _Look(
         session,
         facts,
@@ -110,16 +110,6 @@ def evaluate(  # noqa: PLR0913 - what a commit knows of its change
         findings = proved(session, facts, found.findings)
         settle(found.rule, findings, among=None if is_anew else found.among)
     _unknown_operations(session, facts, now, look.held, has_history=has_history)
-
-
-def _with_revotes(rolled_up: RolledUp, revotes: Sequence[stats.Revote]) -> RolledUp:
-    return RolledUp(
-        sums=rolled_up.sums,
-        revotes=revotes,
-        is_revote_blocked=rolled_up.is_revote_blocked,
-        last_activity=rolled_up.last_activity,
-        facts=rolled_up.facts,
-    )
 
 
 def rules_for(session: Session, constituency_id: uuid.UUID, held: Alerts) -> Rules:

@@ -47,7 +47,7 @@ def blocks(file: FileRef, fresh: Iterable[Record]) -> Iterator[bytes]:
 
 
 def _rows(file: FileRef, fresh: Iterable[Record]) -> Iterator[bytes]:
-    slot = None if file.is_cumulative else file.slot
+    slot = file.interval_slot
     of_file = (
         _field(file.constituency_id.bytes)
         + _field(file.id.bytes)

@@ -605,8 +605,8 @@ class Ingest:
         is_replacing = self._replace_slotless(session, job, neighbours.twins, touched)
         self.on_step(Step.SUPERSEDED)
         file = FileRef.of(job)
-        if file.slot and not file.is_cumulative:
-            touched.slots.add(file.slot)
+        if file.interval_slot:
+            touched.slots.add(file.interval_slot)
         is_replacing |= len(publications) > 1
         has_history = bool(books.known or books.rollbacks) or is_replacing
         only_new = file if is_alone and not has_history and not neighbours.twins else None

@@ -174,8 +174,8 @@ class _Batch:
 
     def _take_slot(self, row: AnyRow) -> None:
         """A transaction belongs to the first interval slot that holds it."""
-        slot = self.file.slot
-        if slot and not self.file.is_cumulative and (row.slot is None or slot < row.slot):
+        slot = self.file.interval_slot
+        if slot and (row.slot is None or slot < row.slot):
             self.slotted.append({"key": row.id, "slot": slot})
             self.loaded.touched.add(row.timestamp, row.slot)
             self.loaded.touched.add(row.timestamp, slot)
@@ -197,8 +197,8 @@ class _Batch:
         self.loaded.stored += len(self.fresh)
         moments = {record.shown.milliseconds for record in self.fresh if record.shown}
         self.loaded.touched.hours |= {moment // HOUR_MS for moment in moments}
-        if self.file.slot and not self.file.is_cumulative:
-            self.loaded.touched.slots.add(self.file.slot)
+        if self.file.interval_slot:
+            self.loaded.touched.slots.add(self.file.interval_slot)
 
 
 _HERE = [
@@ -289,7 +289,7 @@ def _insert_transactions(session: Session, file: FileRef, fresh: Sequence[Record
 def _tuples(file: FileRef, fresh: Sequence[Record]) -> Iterator[tuple[Any, ...]]:
     """Rows as SQLAlchemy's types would write them: UUIDs as hex, times as UTC text."""
     constituency, file_id = file.constituency_id.hex, file.id.hex
-    slot = None if file.is_cumulative else file.slot
+    slot = file.interval_slot
     for line, _end, key, tx_id, _sign, content_hash, shown in fresh:
         assert shown is not None  # noqa: S101 - a rollback stores no transaction
         yield (

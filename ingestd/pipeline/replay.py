@@ -181,8 +181,8 @@ class _Replaying:
         own = Touched.from_json(self.job.touched)
         own.update(amendment.touched)
         ledger.rewrite_books(session, self.job, books=self.books, touched=own.as_json())
-        if file.slot and not file.is_cumulative:
-            amendment.touched.slots.add(file.slot)
+        if file.interval_slot:
+            amendment.touched.slots.add(file.interval_slot)
         is_alone = len(ledger.publications_of(session, self.job)) == 1
         if self.job.status == JobState.SUPERSEDED or not is_alone:
             amendment.touch(recompute_file(session, file, own.hours))

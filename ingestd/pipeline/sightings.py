@@ -58,6 +58,11 @@ class FileRef:
     is_cumulative: bool
     slot: str | None
 
+    @property
+    def interval_slot(self) -> str | None:
+        """The slot that its ballots belong to; none of a cumulative file."""
+        return None if self.is_cumulative else self.slot
+
     @classmethod
     def of(cls, job: FileProcessing) -> FileRef:
         """Take it from a job, which has a contract: it would have been refused without."""

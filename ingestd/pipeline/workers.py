@@ -140,9 +140,9 @@ class Workers:
 
     def expect(self, sizes: Collection[int]) -> None:
         """Start workers for files of so many bytes that are there, complete or not yet."""
-        if self.most > 1 and len(sizes) > 1:
+        if self.most > 1 and len(sizes) > 1 and not self._is_started:
             waiting = sum(max(size, _BYTES_A_FILE) for size in sizes)
-            self._is_started |= waiting >= self.from_bytes
+            self._is_started = waiting >= self.from_bytes
 
     def offer_again(self, offers: Iterable[Offer]) -> None:
         """Let these be the first again, in their order."""
