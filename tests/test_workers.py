@@ -478,6 +478,30 @@ def test_what_was_picked_reaches_its_worker_whatever_the_next_file_is_like(
     assert {one.relative} == workers.in_work
 
 
+def test_a_file_of_which_is_still_to_be_told_is_not_taken_again(
+    ingest: Ingest, drop_file: DropFile
+) -> None:
+    """Its worker left it there, and says so at the moment in which the next look offers it."""
+    found = drop_file(Voting().name(8))
+    ours, theirs = Pipe()
+    with ours, theirs, subprocess.Popen(["/bin/true"]) as process:
+        worker = _Worker(1, process, ours, is_ready=True)
+        workers = Workers(ingest, lambda _number: pytest.fail("not hired"), _team=[worker])
+
+        def look() -> None:
+            offer = Offer(root=found.root, relative=found.relative, size=1, get_ready=lambda: found)
+            workers.offer([offer])
+
+        look()
+        assert [] == workers.next()  # it is with the worker
+        theirs.send(Outcome())  # another daemon has it
+        look()
+        assert [found] == [taken.found for taken in workers.next()]
+        assert not workers.is_busy
+        look()
+        assert workers.has_offers
+
+
 def test_a_zip_that_is_gone_is_in_nobodys_way(tmp_path: Path) -> None:
     """Taken away, or put away by another daemon, since it was seen."""
     assert frozenset() == lanes_of(tmp_path, Path("gone.zip"), terms_in(tmp_path).read)

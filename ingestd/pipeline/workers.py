@@ -129,12 +129,16 @@ class Workers:
     # ── what is to be done ────────────────────────────────────────────────
 
     def offer(self, offers: Iterable[Offer]) -> None:
-        """Offer these instead of what was offered before and nobody has begun."""
+        """Offer these instead of what was offered before and nobody has begun.
+
+        A file of which `next` has still to tell waits for the offers after that: it may lie
+        there as before, and whoever offers it does not know yet what has become of it.
+        """
         if self._team:
             self._listen(0)  # who has begun, or died, while nothing was to be done
-        in_work = self.in_work
+        begun = self.in_work | {each.found.relative for each in self._results}
         self._look_back()
-        self._offers = deque(each for each in offers if each.relative not in in_work)
+        self._offers = deque(each for each in offers if each.relative not in begun)
         self.expect([each.size for each in self._offers])
         self._fill_up()
 
