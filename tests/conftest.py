@@ -30,12 +30,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from ingestd import migrate
 from ingestd.assembly import terms_of
 from ingestd.config import Settings
+from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ingest import Ingest, Terms
 from ingestd.pipeline.ledger import owner_name
 from ingestd.simulate import Plan, defect_names, simulate
 
-from .running import Start, open_sessions, starter
+from .running import Start, open_sessions, soon, starter
 
 # `INGESTD_TEST_DATABASES=sqlite` is for quick local runs; CI never sets it.
 DATABASES = os.environ.get("INGESTD_TEST_DATABASES", "sqlite,postgresql").split(",")
@@ -278,6 +279,15 @@ def terms_in(folder: Path, *, is_archiving: bool = True) -> Terms:
 def ingest(sessions: sessionmaker[Session], tmp_path: Path, clock: Clock) -> Ingest:
     """The real thing; it puts files away into `tmp_path`."""
     return Ingest(sessions, terms_in(tmp_path), clock, owner_name())
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    """A process that reads beside us, from the first byte on; it has begun."""
+    reader = Reader(0)
+    soon(reader.is_ready)
+    yield reader
+    reader.close()
 
 
 @pytest.fixture

@@ -44,6 +44,14 @@ def hourly(votings: int = 2) -> dict[str, bytes]:
     return files
 
 
+@pytest.fixture(params=["read here", "read in advance"])
+def ingest(ingest: Ingest, request: pytest.FixtureRequest) -> Ingest:
+    """With what is said to be small enough for it read by a process beside, and without."""
+    if request.param == "read in advance":
+        ingest.reader = request.getfixturevalue("reader")
+    return ingest
+
+
 def take_all(ingest: Ingest, run: Sequence[Found]) -> Counter[str]:
     """Look ahead, then take each; how many jobs ended in which state."""
     ingest.look_ahead(run)

@@ -1,12 +1,16 @@
-"""Large files are read by a process beside the daemon: the same comes out, whoever is killed."""
+"""A process beside the daemon reads for it: the same comes out, whoever is killed."""
 
 from __future__ import annotations
 
+import hashlib
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from os import getpid, kill
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from sqlalchemy import func, select
@@ -17,7 +21,8 @@ from ingestd.models import Reject, Transaction
 from ingestd.pipeline.batches import Batch, Reading, read_batches
 from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.ingest import Ingest
-from ingestd.pipeline.read import open_source
+from ingestd.pipeline.look import Digest
+from ingestd.pipeline.read import open_source, sha256_of
 
 from .conftest import (
     DATABASES,
@@ -29,6 +34,7 @@ from .conftest import (
     csv_of,
     rolled_back,
     terms_in,
+    zip_of,
 )
 from .oracle import differences, snapshot, unsound
 from .running import Running, Start, is_empty, jobs_on, open_sessions, soon, states_on
@@ -41,15 +47,6 @@ FROZEN_WITH_A_READER = {
     "INGEST__BATCH_ROWS": str(BATCH_ROWS),
     "TEST__FREEZE_AT": "recorded:1 stored:4",
 }
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """A reader that has begun."""
-    reader = Reader(0)
-    soon(reader.is_ready)
-    yield reader
-    reader.close()
 
 
 def readers_of(parent: int) -> list[int]:
@@ -148,6 +145,192 @@ def test_what_goes_wrong_in_the_reader_is_raised_here(
     assert 1 == len(readers_of(getpid()))
 
 
+def hours_of(voting: Voting, folder: Path) -> list[Reading]:
+    """Four small files, the third of them no CSV."""
+    readings = []
+    for hour in range(4):
+        path = folder / voting.name(hour)
+        path.write_bytes(csv_of(voting.ballots(hour, 3)) if hour != 2 else b"PK\x03\x04 no more")
+        readings.append(replace(reading_of(path, voting.contract), batch_rows=100))
+    return readings
+
+
+def test_a_run_is_read_in_advance_and_what_is_not_asked_for_is_passed_over(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """In their order; a file that was not announced comes behind them all, and so does the next."""
+    run = hours_of(voting, tmp_path)
+    here = [list(read_batches(open_source(run[at].path, run[at].limits), run[at])) for at in (1, 3)]
+    reader.read_ahead(run, 0)
+    # Two are in the slots by now, whoever asks.
+    run[0].path.write_bytes(b"")
+    assert here[0] == read_beside(reader, run[1])
+    assert reader.wants(run[3], -1)
+    assert here[1] == read_beside(reader, run[3])
+    assert not reader.wants(run[3], -1)
+    reader.read_ahead(run, 0)
+    alone = replace(run[1], from_byte=here[0][0].outcomes[1].end, from_line=2)
+    assert not reader.wants(alone, -1)
+    assert [4] == [len(batch.outcomes) for batch in read_beside(reader, alone)]
+    assert 1 == len(readers_of(getpid()))
+
+
+def test_what_is_wrong_with_a_file_of_a_run_is_raised_where_it_is_asked_for(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """And costs no other one anything."""
+    run = hours_of(voting, tmp_path)
+    reader.read_ahead(run, 0)
+    for at, reading in enumerate(run):
+        if at == 2:
+            with pytest.raises(FileRefused):
+                read_beside(reader, reading)
+        else:
+            assert [6] == [len(batch.outcomes) for batch in read_beside(reader, reading)]
+    assert 1 == len(readers_of(getpid()))
+
+
+def test_a_run_that_is_small_is_read_by_whoever_stores_it(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """From an eighth of a large file on it is worth a way through a pipe."""
+    run = hours_of(voting, tmp_path)
+    reader.from_bytes = 8_000
+    reader.read_ahead(run, 999)
+    assert [False] * 4 == [reader.wants(reading, 999) for reading in run]
+    reader.read_ahead(run, 1_000)
+    assert [True] * 4 == [reader.wants(reading, 999) for reading in run]
+
+
+def test_runs_that_nobody_comes_back_for_do_not_fill_the_pipe(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """The reader ends with them, and the next is asked for nothing but what is wanted."""
+    run = hours_of(voting, tmp_path) * 16
+    reader.read_ahead(run, 0)
+    (process,) = readers_of(getpid())
+    reader.read_ahead(run, 0)
+    reader.read_ahead(run, 0)
+    assert not is_alive(process)
+    assert [6] == [len(batch.outcomes) for batch in read_beside(reader, run[0])]
+
+
+def test_a_reader_that_dies_in_a_run_costs_no_file_anything(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """What it had not handed over is read here, or by the next one."""
+    run = hours_of(voting, tmp_path)
+    reader.read_ahead(run, 0)
+    assert [6] == [len(batch.outcomes) for batch in read_beside(reader, run[0])]
+    (process,) = readers_of(getpid())
+    kill(process, signal.SIGKILL)
+    soon(lambda: not is_alive(process))
+    for at in (1, 3):
+        assert [6] == [len(batch.outcomes) for batch in read_beside(reader, run[at])]
+
+
+def large(voting: Voting, folder: Path, *hours: int) -> list[Reading]:
+    """Files of some batches each, as they come behind one another."""
+    readings = []
+    for hour in hours:
+        path = folder / voting.name(hour)
+        path.write_bytes(csv_of(voting.ballots(hour, 30)))
+        readings.append(reading_of(path, voting.contract))
+    return readings
+
+
+def digest_of(reader: Reader, reading: Reading, *, is_stopping: bool = False) -> Digest | None:
+    """What the reader has found for the file that lies there now."""
+    with closing(open_source(reading.path, reading.limits)) as source:
+        return reader.hash_of(source, reading.csv, lambda: is_stopping)
+
+
+def hashed_here(reading: Reading) -> Digest:
+    """The same, found here."""
+    content = reading.path.read_bytes()
+    return hashlib.sha256(content).hexdigest(), len(content)
+
+
+def test_the_next_large_file_is_hashed_and_begun_behind_this_one(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """Its hash and its batches are those that it has; it is not told twice."""
+    files = large(voting, tmp_path, 8, 9, 10)
+    (process,) = readers_of(getpid())
+    for at, reading in enumerate(files):
+        here = list(read_batches(open_source(reading.path, reading.limits), reading))
+        assert (hashed_here(reading) if at else None) == digest_of(reader, reading)
+        reader.coming = files[at + 1] if at < 2 else None
+        assert here == read_beside(reader, reading)
+    assert [process] == readers_of(getpid())
+
+
+def test_a_large_file_that_came_in_vain_is_not_read_on(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """The next one, large or of a run, has another reader; nobody has died."""
+    first, unwanted, wanted = large(voting, tmp_path, 8, 9, 10)
+    run = hours_of(voting, tmp_path)
+    for behind in (wanted, run[0]):
+        soon(reader.is_ready)
+        reader.coming = unwanted
+        read_beside(reader, first)
+        (process,) = readers_of(getpid())
+        if behind is not wanted:
+            reader.read_ahead(run, 0)
+        here = list(read_batches(open_source(behind.path, behind.limits), behind))
+        assert here == read_beside(reader, behind)
+        assert not is_alive(process)
+    for _death in range(3):
+        reader.coming = unwanted
+        read_beside(reader, first)
+        read_beside(reader, wanted)
+        soon(reader.is_ready)
+
+
+def test_the_hash_of_another_file_is_not_taken(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """Written anew behind it, gone meanwhile, or without a reader: we hash what is there."""
+    first, changed, gone = large(voting, tmp_path, 8, 9, 10)
+    reader.coming = changed
+    read_beside(reader, first)
+    changed.path.write_bytes(csv_of(voting.ballots(9, 31)))
+    assert digest_of(reader, changed) is None
+    soon(reader.is_ready)
+    again = reading_of(changed.path, voting.contract)
+    assert [62] == [sum(len(batch.outcomes) for batch in read_beside(reader, again))]
+    source = open_source(gone.path, gone.limits)
+    soon(reader.is_ready)
+    reader.coming = gone
+    gone.path.rename(tmp_path / "elsewhere")
+    read_beside(reader, first)
+    assert reader.hash_of(source, gone.csv, lambda: False) is None
+    reader.close()
+    assert digest_of(reader, first) is None
+
+
+def test_who_waits_for_a_hash_heeds_a_stop_and_a_death(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """A reader that hangs ends with the stop; of one that was killed nobody expects anything."""
+    first, coming = large(voting, tmp_path, 8, 9)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        soon(reader.is_ready)
+        (process,) = readers_of(getpid())
+        reader.coming = coming
+        source = open_source(first.path, first.limits)
+        batches = reader.batches(source, first, on_open=lambda: None, should_stop=lambda: False)
+        next(batches)  # its slots are full, so that it has not come to the hash
+        kill(process, number)
+        if number == signal.SIGSTOP:
+            with pytest.raises(StopRequested):
+                digest_of(reader, coming, is_stopping=True)
+        else:
+            assert digest_of(reader, coming) is None
+        assert not is_alive(process)
+
+
 def test_a_reader_ends_with_a_file_that_is_left_and_when_it_is_idle(
     reader: Reader, voting: Voting, tmp_path: Path
 ) -> None:
@@ -218,6 +401,82 @@ def test_both_ways_of_reading_give_the_same_tables(
             tables.append(snapshot(sessions))
             assert [] == unsound(sessions)
     assert [] == differences(*tables)
+
+
+def whole_votings() -> dict[str, bytes]:
+    """Bare, alone in a ZIP, again under another name, two in a ZIP, damaged, empty, nameless."""
+    csvs = {}
+    for number in range(7):
+        voting = Voting(rng=random.Random(number))
+        csvs[f"{voting.contract}.csv"] = of_all_kinds(voting)
+    names = list(csvs)
+    return {
+        names[0]: csvs[names[0]],
+        "1.zip": zip_of({names[1]: csvs[names[1]]}),
+        f"again/{names[1]}": csvs[names[1]],
+        names[2]: csvs[names[2]],
+        "3.zip": zip_of({names[3]: csvs[names[3]], names[4]: csvs[names[4]]}),
+        "4.zip": zip_of({names[5]: csvs[names[5]]})[:-30],
+        names[5]: csvs[names[5]],
+        f"empty/{names[5]}": b"",
+        "nameless.csv": csvs[names[6]],
+        names[6]: csvs[names[6]],
+    }
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is small enough to be looked at with others."""
+    monkeypatch.setattr("ingestd.pipeline.ahead._MOST_BYTES", 0)
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("kind", DATABASES)
+def test_what_is_begun_behind_a_file_gives_the_same_tables_and_jobs(
+    databases: Databases, reader: Reader, drop_file: DropFile, kind: str
+) -> None:
+    """Whatever comes behind one: each file ends as it does where nobody reads in advance."""
+    files = whole_votings()
+    tables, ends = [], []
+    for who in (None, reader):
+        run = [drop_file(name, content) for name, content in files.items()]
+        terms = replace(terms_in(run[0].root, is_archiving=False), batch_rows=10)
+        terms = replace(terms, max_reject_rows=99)
+        with databases.fresh(kind) as url, open_sessions(url) as sessions:
+            ingest = Ingest(sessions, terms, Clock(), "me:1", reader=who)
+            ingest.look_ahead(run)
+            for found in run:
+                ingest.take(found)
+                if who:
+                    soon(reader.is_ready)
+            tables.append(snapshot(sessions))
+            jobs = jobs_on(url)
+            ends.append({(job.path, job.member, job.sha256, job.status) for job in jobs})
+            assert [] == unsound(sessions)
+    assert [] == differences(*tables)
+    assert ends[0] == ends[1]
+    assert {"completed", "duplicate", "superseded", "quarantined"} == {end[-1] for end in ends[0]}
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_file_that_comes_behind_one_is_not_hashed_again(
+    ingest: Ingest, reader: Reader, drop_file: DropFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except the first, whose hash nobody could know."""
+    ingest.reader = reader
+    run = [drop_file(name, content) for name, content in list(whole_votings().items())[:2]]
+    hashed = []
+
+    def counted(stream: BinaryIO, heard: Callable[[bytes], None]) -> Digest:
+        hashed.append(stream)
+        return sha256_of(stream, heard)
+
+    monkeypatch.setattr("ingestd.pipeline.look.sha256_of", counted)
+    ingest.look_ahead(run)
+    jobs = [job for found in run for job in ingest.take(found)]
+    assert ["completed"] * 2 == [job.status for job in jobs]
+    # Of the ZIP its container.
+    assert 2 == len(hashed)
 
 
 def test_a_file_that_is_refused_in_the_middle_leaves_nothing(

@@ -1,8 +1,9 @@
-"""The reader: a process that reads and validates a large file beside us, who store it.
+"""The reader: a process that reads and validates files beside us, who store them.
 
 Python runs on one core in each process, and SQLite on ours. The reader is two batches ahead, in
 memory that we share, and waits when we do. We read ourselves until it has begun, and go on where it
-was when it dies: a batch says where the next one begins.
+was when it dies: a batch says where the next one begins. It does what it is told in that order: a
+large file, and behind it the next one's hash and first batches; or a run of small ones in advance.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import cast
 
 import structlog
@@ -21,18 +24,22 @@ import structlog
 from ingestd.errors import NotSent, StopRequested
 from ingestd.pipeline import child
 from ingestd.pipeline.batches import Batch, Reading, read_batches
-from ingestd.pipeline.read import Source
-from ingestd.pipeline.reader import Failed, Opened, Put, Taken, taken_from
+from ingestd.pipeline.read import Csv, Source
+from ingestd.pipeline.reader import Failed, Hashed, Hashing, Opened, Put, Taken, taken_from
 
 log = structlog.get_logger()
 
 _LOOK_SECONDS = 0.25
 _SLOTS = 2
 _MOST_DEATHS = 3
+# Of a run of small files that has this part of what a large one has.
+_RUN_PART = 8
+# Runs that nobody came back for are not to fill the pipe.
+_MOST_TOLD = 128
 
 
 class _Died(Exception):
-    """The reader has ended without having been asked to."""
+    """The reader has ended, or must, in the middle of what it was told."""
 
 
 @dataclass(slots=True)
@@ -41,14 +48,24 @@ class _Child:
     process: subprocess.Popen[bytes]
     pipe: Connection
     is_ready: bool = False
+    # What it was told and has not handed over: the first of it is in the slots.
+    told: deque[Reading | Hashing] = field(default_factory=deque)
+    taken: int = 0
+    # The large file of which nobody knows yet whether it is wanted.
+    coming: Reading | None = None
 
 
 @dataclass(slots=True)
 class Reader:
-    """Has files from `from_bytes` on read beside us, by one process that is kept for the next."""
+    """Has files read beside us, by one process that is kept for the next.
+
+    Files from `from_bytes` on, and smaller ones that together have an eighth of that.
+    """
 
     from_bytes: int
     idle_seconds: float = 60
+    # The large file that will be wanted behind the one that is read next.
+    coming: Reading | None = None
     _child: _Child | None = None
     _deaths: int = 0
     _used_at: float = 0.0
@@ -87,49 +104,128 @@ class Reader:
                     # What it had not handed over is read again, by us or by the next one.
                     continue
 
+    def read_ahead(self, run: Sequence[Reading], size: int) -> None:
+        """Let small files of `size` bytes be read before they are asked for, in this order."""
+        if size * _RUN_PART < self.from_bytes or not self.is_ready():
+            return
+        at_work = self._child
+        assert at_work is not None  # noqa: S101 - it has begun
+        if len(at_work.told) + len(run) > _MOST_TOLD:
+            self.close()
+            return
+        self._used_at = time.monotonic()
+        with suppress(_Died):
+            for reading in run:
+                self._tell(at_work, reading, reading.path)
+
+    def wants(self, reading: Reading, size: int) -> bool:
+        """Whether a file with `size` bytes left to read is read beside us, or was in advance."""
+        is_told = self._child is not None and reading in self._child.told
+        return is_told or size >= self.from_bytes
+
+    def hash_of(
+        self, source: Source, csv: Csv, should_stop: Callable[[], bool]
+    ) -> tuple[str, int] | None:
+        """Hex digest and size of a CSV that was `coming`; None where nobody has hashed it.
+
+        Raises:
+            StopRequested: while it was waited for.
+        """
+        at_work = self._child
+        key = (source.path, source.stamp, csv)
+        told = [each for each in at_work.told if isinstance(each, Hashing)] if at_work else []
+        told = [each for each in told if (each[0].path, each[0].stamp, each[0].csv) == key]
+        if at_work is None or not told:
+            return None
+        digest = None
+        try:
+            for message in self._said_of(at_work, told[0], should_stop):
+                digest = message if isinstance(message, Hashed) else None
+        except _Died:
+            return None
+        except StopRequested:
+            self.close()
+            raise
+        return digest
+
     def _read_beside(
         self, reading: Reading, on_open: Callable[[], None], should_stop: Callable[[], bool]
     ) -> Generator[Batch]:
-        at_work, path = self._child, str(reading.path)
+        at_work = self._child
         assert at_work is not None  # noqa: S101 - it has begun
-        is_over, number = False, 0
+        is_over = False
         try:
-            self._tell(at_work, reading, path)
-            while not is_over:
-                message = self._heard(at_work, should_stop, path)
-                if isinstance(message, Opened):
-                    on_open()
+            if at_work.coming not in (None, reading):
+                raise _Died  # by our hand: it may be gigabytes that nobody wants
+            at_work.coming = None
+            if reading not in at_work.told:
+                self._tell(at_work, reading, reading.path)
+            self._tell_coming(at_work)
+            for message in self._said_of(at_work, reading, should_stop):
+                is_over = isinstance(message, Failed) or (
+                    isinstance(message, Put) and message.is_last
+                )
+                if isinstance(message, Put):
+                    batch = taken_from(at_work.slots[at_work.taken % _SLOTS], message.size)
+                    self._tell(at_work, Taken(), reading.path)
+                    yield batch
                 elif isinstance(message, Failed):
-                    is_over = True
                     raise message.error from (NotSent(message.place) if message.place else None)
                 else:
-                    batch = taken_from(at_work.slots[number % _SLOTS], message.size)
-                    self._tell(at_work, Taken(), path)
-                    number += 1
-                    is_over = batch.is_last
-                    yield batch
+                    on_open()
         finally:
             self._used_at = time.monotonic()
             if is_over:
                 self._deaths = 0
-            else:  # it would go on with what nobody wants
+            elif self._child is at_work:  # it would go on with what nobody wants
                 self.close()
 
-    def _tell(self, at_work: _Child, message: Reading | Taken, path: str) -> None:
+    def _tell_coming(self, at_work: _Child) -> None:
+        if (coming := self.coming) is not None:
+            self.coming, at_work.coming = None, coming
+            self._tell(at_work, Hashing(coming), coming.path)
+            self._tell(at_work, coming, coming.path)
+
+    def _said_of(
+        self, at_work: _Child, wanted: Reading | Hashing, should_stop: Callable[[], bool]
+    ) -> Generator[Put | Opened | Hashed | Failed]:
+        """What the reader says of one of the things it was told, to its end.
+
+        What stands before that nobody has come back for.
+        """
+        path = (wanted.reading if isinstance(wanted, Hashing) else wanted).path
+        is_wanted = is_over = False
+        while not (is_wanted and is_over):
+            is_wanted = at_work.told[0] == wanted
+            message = self._heard(at_work, should_stop, path)
+            is_over = isinstance(message, Failed | Hashed)
+            if is_over or (isinstance(message, Put) and message.is_last):
+                at_work.told.popleft()
+                is_over = True
+            if is_wanted:
+                yield message
+            elif isinstance(message, Put):
+                self._tell(at_work, Taken(), path)
+
+    def _tell(self, at_work: _Child, message: Reading | Hashing | Taken, path: Path) -> None:
         try:
             at_work.pipe.send(message)
         except OSError as error:
             self._note_death(path)
             raise _Died from error
+        if isinstance(message, Taken):
+            at_work.taken += 1
+        else:
+            at_work.told.append(message)
 
     def _heard(
-        self, at_work: _Child, should_stop: Callable[[], bool], path: str
-    ) -> Put | Opened | Failed:
+        self, at_work: _Child, should_stop: Callable[[], bool], path: Path
+    ) -> Put | Opened | Hashed | Failed:
         try:
             while not at_work.pipe.poll(_LOOK_SECONDS):
                 if should_stop():
                     raise StopRequested
-            return cast("Put | Opened | Failed", at_work.pipe.recv())
+            return cast("Put | Opened | Hashed | Failed", at_work.pipe.recv())
         except (EOFError, OSError) as error:
             self._note_death(path)
             raise _Died from error
@@ -152,11 +248,11 @@ class Reader:
             self._note_death()
         return self._child is not None and self._child.is_ready  # type: ignore[redundant-expr]  # a death is noted above
 
-    def _note_death(self, path: str | None = None) -> None:
+    def _note_death(self, path: Path | None = None) -> None:
         """Say that it has ended by itself; after some times no other one is started."""
         status = self.close()
         self._deaths += 1
-        log.warning("reader_died", status=status, path=path)
+        log.warning("reader_died", status=status, path=str(path) if path else None)
         if self._deaths == _MOST_DEATHS:
             log.error("reader_given_up", deaths=self._deaths)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -48,7 +49,7 @@ from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.leave import Leaving
 from ingestd.pipeline.ledger import Books, Twin
 from ingestd.pipeline.load import load_batch
-from ingestd.pipeline.look import look_inside, whole
+from ingestd.pipeline.look import Digest, look_inside, whole
 from ingestd.pipeline.outbox import NOBODY, Wanted
 from ingestd.pipeline.read import (
     Csv,
@@ -57,6 +58,7 @@ from ingestd.pipeline.read import (
     open_source,
 )
 from ingestd.pipeline.sightings import FileRef, recompute_file, undo_file
+from ingestd.pipeline.slot import parse_name
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.tally import Tally
 from ingestd.pipeline.touched import Touched
@@ -125,12 +127,14 @@ class Ingest:
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[str, int, int], None] = lambda _path, _done, _size: None
     on_step: Callable[[Step], None] = lambda _step: None
-    # Reads large files beside us; without one all are read here.
+    # Reads files beside us; without one all are read here.
     reader: Reader | None = None
     # Files (path, stamp) that broke before they had a job: how often, and when to try again.
     unrecorded: dict[tuple[str, str], tuple[int, datetime]] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     _ahead: dict[Path, Ahead] = field(default_factory=dict)
+    # The files that will be taken next, in their order.
+    _coming: deque[Found] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         """Let the tally hear each step before whoever else listens."""
@@ -153,6 +157,7 @@ class Ingest:
         self.forget_ahead()
         if len(run) <= 1:  # it saves nothing
             return
+        self._coming.extend(run)
         self.tally.begin()
         try:
             with database_at_work(), one_recorder():
@@ -172,9 +177,14 @@ class Ingest:
                 log.warning("not_looked_ahead", files=len(run), error=_in_words(error))
             return
         self._ahead = {ahead.found.path: ahead for ahead in plain}
+        if self.reader is not None:
+            due = [ahead for ahead in plain if ahead.job and ahead.job.status in QUEUED]
+            readings = [self._reading(each.source, each.csv, each.slot[0]) for each in due]
+            self.reader.read_ahead(readings, sum(each.unpacked_bytes for each in due))
 
     def forget_ahead(self) -> None:
         """Let go of what was looked at and not taken; it is in the ledger."""
+        self._coming.clear()
         while self._ahead:
             self._ahead.popitem()[1].source.close()
 
@@ -216,8 +226,10 @@ class Ingest:
         try:
             members = recorded or self._record_at_last(found, source)
             jobs = []
-            for csv, job in members:
+            for number, (csv, job) in enumerate(members, start=1):
                 self._heed_stop()
+                if self.reader is not None and number == len(members):
+                    self.reader.coming = self._reading_behind(found, self.reader)
                 goes_to = self._place_in_archive(found) if len(members) == 1 else None
                 jobs.append(self._work_off(found, source, csv, job, goes_to))
         finally:
@@ -293,7 +305,12 @@ class Ingest:
         measured = Measured()
         try:
             deliveries = look_inside(
-                found, source, measured, sessions=self.sessions, heed_stop=self._heed_stop
+                found,
+                source,
+                measured,
+                sessions=self.sessions,
+                heed_stop=self._heed_stop,
+                hashed=self._hashed,
             )
         except FileRefused as refusal:
             self._heed_manifest(found, measured)
@@ -458,14 +475,55 @@ class Ingest:
         return job
 
     def _batches(self, source: Source, csv: Csv, job: FileProcessing) -> Generator[Batch]:
-        """Read what is left of a CSV; in a process beside us where it is large."""
-        reading = Reading(
+        """Read what is left of a CSV; in a process beside us where there is enough to read."""
+        at = (job.checkpoint_byte, job.checkpoint_line)
+        reading = self._reading(source, csv, job.contract_id or "", at)
+
+        def on_open() -> None:
+            self.on_step(Step.OPENED)
+
+        left = job.size - job.checkpoint_byte
+        if self.reader is None or not self.reader.wants(reading, left):
+            return read_batches(source, reading, on_open)
+        return self.reader.batches(source, reading, on_open=on_open, should_stop=self.should_stop)
+
+    def _hashed(self, source: Source, csv: Csv) -> Digest | None:
+        """The digest of a CSV that was hashed beside us while the file before it was stored."""
+        if self.reader is None:
+            return None
+        return self.reader.hash_of(source, csv, self.should_stop)
+
+    def _reading_behind(self, found: Found, reader: Reader) -> Reading | None:
+        """How the file behind this one will be read, if it is large and its name says whose it is.
+
+        What is in its way is said when it is taken.
+        """
+        while self._coming and self._coming.popleft() != found:
+            pass
+        if not self._coming or self._coming[0].path in self._ahead:
+            return None
+        with (
+            suppress(IngestError, OSError),
+            closing(open_source(self._coming[0].path, self.terms.read)) as source,
+        ):
+            csvs = list(source.csvs())
+            contract_id, _slot = parse_name((csvs[0].member or source.path.name).rsplit("/", 1)[-1])
+            is_large = source.unpacked_bytes(csvs[0]) >= reader.from_bytes
+            if contract_id and is_large and len(csvs) == 1:
+                return self._reading(source, csvs[0], contract_id)
+        return None
+
+    def _reading(
+        self, source: Source, csv: Csv, contract_id: str, at: tuple[int, int] = (0, 0)
+    ) -> Reading:
+        """How a CSV is read behind a byte and a line."""
+        return Reading(
             path=source.path,
             stamp=source.stamp,
             csv=csv,
-            contract_id=job.contract_id or "",
-            from_byte=job.checkpoint_byte,
-            from_line=job.checkpoint_line,
+            contract_id=contract_id,
+            from_byte=at[0],
+            from_line=at[1],
             limits=self.terms.read,
             batch_rows=self.terms.batch_rows,
             batch_bytes=self.terms.batch_bytes,
@@ -474,13 +532,6 @@ class Ingest:
             max_field_bytes=self.terms.max_field_bytes,
             raw_text_bytes=self.terms.raw_text_bytes,
         )
-
-        def on_open() -> None:
-            self.on_step(Step.OPENED)
-
-        if self.reader is None or job.size - job.checkpoint_byte < self.reader.from_bytes:
-            return read_batches(source, reading, on_open)
-        return self.reader.batches(source, reading, on_open=on_open, should_stop=self.should_stop)
 
     @staticmethod
     def _refuse_nameless(job: FileProcessing) -> None:

@@ -19,6 +19,9 @@ from ingestd.pipeline.validate import contract_in_row, storable
 Inside = tuple[Csv | None, Delivery, list[Place]]
 """A CSV (None where its bytes are known already), its delivery, and what the folders tell."""
 
+Digest = tuple[str, int]
+"""SHA-256 in hex, and the size in bytes."""
+
 
 def look_inside(
     found: Found,
@@ -27,10 +30,12 @@ def look_inside(
     *,
     sessions: sessionmaker[Session],
     heed_stop: Callable[[], None],
+    hashed: Callable[[Source, Csv], Digest | None] = lambda _source, _csv: None,
 ) -> list[Inside]:
     """Hash every CSV, measure what a manifest asks for, and read what the names say.
 
-    A stop is heeded at every block: what is hashed may be as large as a disk.
+    A stop is heeded at every block: what is hashed may be as large as a disk. What somebody has
+    `hashed` meanwhile is not hashed again.
     """
     container_sha256 = None
     if source.is_zip:
@@ -49,9 +54,11 @@ def look_inside(
     deliveries: list[Inside] = []
     for csv in csvs:
         heed_stop()
-        with source.open(csv) as stream:
-            count = counted.next_csv() if counted else _nothing
-            digest = sha256_of(stream, _heeding(heed_stop, count))
+        digest = None if counted else hashed(source, csv)
+        if digest is None:
+            with source.open(csv) as stream:
+                count = counted.next_csv() if counted else _nothing
+                digest = sha256_of(stream, _heeding(heed_stop, count))
         is_alone = len(csvs) == 1
         delivery = deliver(found, source, csv, digest, container_sha256, alone=is_alone)
         deliveries.append((csv, delivery, places_of(found, csv.member)))
@@ -64,12 +71,12 @@ def deliver(
     found: Found,
     source: Source,
     csv: Csv,
-    digest: tuple[str, int],
+    digest: Digest,
     container_sha256: str | None,
     *,
     alone: bool,
 ) -> Delivery:
-    """Say what a CSV with this `digest` (sha256, size) is, by its name and the folders."""
+    """Say what a CSV with this `digest` is, by its name and the folders."""
     way = "/".join([*found.label.split("/")[:-1], *csv.steps]) if csv.steps else found.label
     name = way.rsplit("/", 1)[-1]
     contract_id, slot = parse_name(name)

@@ -10,16 +10,17 @@ import mmap
 import os
 import pickle
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from itertools import cycle
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from ingestd.errors import FileChanged, IngestError
 from ingestd.pipeline import child
 from ingestd.pipeline.batches import Batch, Reading, read_batches
-from ingestd.pipeline.read import Source, open_source
+from ingestd.pipeline.read import Source, open_source, sha256_of
 from ingestd.pipeline.validate import Blank, Outcome, Record, Reject, Shown
 
 
@@ -31,10 +32,24 @@ class Opened(NamedTuple):
     """The file's stream is open."""
 
 
+class Hashing(NamedTuple):
+    """Hash a file that is going to be read."""
+
+    reading: Reading
+
+
+class Hashed(NamedTuple):
+    """What came of it: hex digest and size in bytes."""
+
+    sha256: str
+    size: int
+
+
 class Put(NamedTuple):
     """The next batch is in its slot, in so many bytes."""
 
     size: int
+    is_last: bool
 
 
 class Taken(NamedTuple):
@@ -50,35 +65,69 @@ class Failed(NamedTuple):
 
 def live(descriptor: str, parent: str, *shared: str) -> None:
     """Be the reader; what is shared are slots, each for one batch."""
-    slots = list(map(int, shared))
     with child.pipe_to(descriptor, parent) as pipe:
+        desk = _Desk(pipe, list(map(int, shared)))
         pipe.send(Ready())
         while True:
-            message = pipe.recv()
-            if isinstance(message, Reading):  # not a slot that the file before it left
-                _read(pipe, message, slots)
+            _obey(desk, desk.next())
 
 
-def _read(pipe: Connection, reading: Reading, slots: Sequence[int]) -> None:
+@dataclass(slots=True)
+class _Desk:
+    """What is to be read, in its order, and the slots, which are taken in turn."""
+
+    pipe: Connection
+    slots: Sequence[int]
+    put_in: int = 0
+    taken: int = 0
+    told: deque[Reading | Hashing] = field(default_factory=deque)
+
+    def next(self) -> Reading | Hashing:
+        """Wait for the next thing to do."""
+        while not self.told:
+            self._hear()
+        return self.told.popleft()
+
+    def put(self, packed: memoryview, *, is_last: bool) -> None:
+        """Put a batch into the next slot, once that is free."""
+        while self.put_in - self.taken == len(self.slots):
+            self._hear()
+        _fill(self.slots[self.put_in % len(self.slots)], packed)
+        self.put_in += 1
+        self.pipe.send(Put(len(packed), is_last))
+
+    def _hear(self) -> None:
+        message = self.pipe.recv()
+        if isinstance(message, Reading | Hashing):
+            self.told.append(message)
+        else:
+            self.taken += 1
+
+
+def _obey(desk: _Desk, told: Reading | Hashing) -> None:
     """Send what a file holds, or what went wrong, which it does as it would in our parent."""
+    reading = told.reading if isinstance(told, Hashing) else told
     try:
         with closing(open_source(reading.path, reading.limits)) as source:
             _refuse_other(source, reading)
-            free, in_turn = len(slots), cycle(slots)
-            for batch in read_batches(source, reading, lambda: pipe.send(Opened())):
-                packed = _packed(batch)
-                del batch
-                if free:
-                    free -= 1
-                else:
-                    pipe.recv()  # they are taken in their order
-                _put(next(in_turn), packed)
-                pipe.send(Put(len(packed)))
-                del packed
+            if isinstance(told, Hashing):
+                with source.open(reading.csv) as stream:
+                    digest = Hashed(*sha256_of(stream))
+                desk.pipe.send(digest)
+            else:
+                _read(desk, source, reading)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:  # noqa: BLE001 - our parent judges it
-        pipe.send(_failed(error))
+        desk.pipe.send(_failed(error))
+
+
+def _read(desk: _Desk, source: Source, reading: Reading) -> None:
+    for batch in read_batches(source, reading, lambda: desk.pipe.send(Opened())):
+        packed, is_last = _packed(batch), batch.is_last
+        del batch
+        desk.put(packed, is_last=is_last)
+        del packed
 
 
 def _refuse_other(source: Source, reading: Reading) -> None:
@@ -99,7 +148,7 @@ def _failed(error: Exception) -> Failed:
 # Batches on the pipe ------------------------------------------------------------------------
 
 
-def _put(slot: int, batch: memoryview) -> None:
+def _fill(slot: int, batch: memoryview) -> None:
     # Also when it is shorter: else what one enormous row takes would be kept.
     os.ftruncate(slot, len(batch))
     at = 0
