@@ -304,6 +304,22 @@ def test_a_transaction_in_two_contracts_is_found_in_any_order_of_a_large_electio
             assert not kept.reads_ids(looks[-1] + timedelta(hours=1), held, is_thorough=False)
 
 
+def test_a_transaction_that_was_withdrawn_from_one_contract_is_in_one(
+    sessions: Sessions, ingest: Ingest, drop_file: DropFile
+) -> None:
+    """Three contracts tell of it; then all publications but one are corrected."""
+    votings = [Voting(random.Random(seed)) for seed in range(3)]
+    shared, rows = votings[0].issue(490), {each.contract: each.ballots(8, 2) for each in votings}
+    for voting in votings:
+        ingest.take(drop_file(voting.name(8), [*rows[voting.contract], shared]))
+    in_it = []
+    for voting in votings:
+        told = [each for each in look(sessions) if each.type == "transaction_in_two_contracts"]
+        in_it.append([len(alert.details["contracts"]) for alert in told])
+        ingest.take(drop_file(voting.name(8), rows[voting.contract]))
+    assert [[3], [2], []] == in_it
+
+
 def test_a_decision_on_a_missing_constituency_holds_when_it_becomes_known(
     sessions: Sessions, ingest: Ingest, drop_file: DropFile, voting: Voting
 ) -> None:

@@ -319,36 +319,31 @@ def _tuples(file: FileRef, fresh: Sequence[Record]) -> Iterator[tuple[Any, ...]]
     slot = file.interval_slot
     for line, _end, key, tx_id, _sign, content_hash, shown in fresh:
         assert shown is not None  # noqa: S101 - a rollback stores no transaction
+        milliseconds, tally, persons, operation, tx_type, version, voter_key, *own = shown
+        second, rest = divmod(milliseconds, 1000)
         yield (
             key,
             constituency,
-            _time_text(shown.milliseconds),
-            status_of(shown.tally),
-            shown.tally,
-            shown.persons,
-            shown.type,
-            shown.tx_type,
-            shown.version,
+            f"{_second_text(second)}.{rest:03d}000",
+            status_of(tally),
+            tally,
+            persons,
+            operation,
+            tx_type,
+            version,
             slot,
             file_id,
             line,
-            shown.voter_key,
+            voter_key,
             content_hash,
             tx_id,
-            *shown[-7:],
+            *own,
         )
 
 
-def _time_text(milliseconds: int) -> str:
-    """A moment since the epoch in UTC, with microseconds."""
-    hour, rest = divmod(milliseconds, HOUR_MS)
-    minute, rest = divmod(rest, 60_000)
-    return f"{_hour_text(hour)}:{minute:02d}:{rest // 1000:02d}.{rest % 1000:03d}000"
-
-
-@lru_cache(maxsize=1024)
-def _hour_text(hour: int) -> str:
-    return f"{datetime.fromtimestamp(hour * 3600, UTC):%Y-%m-%d %H}"
+@lru_cache(maxsize=4096)
+def _second_text(second: int) -> str:
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _insert(session: Session, table: Table, rows: list[dict[str, Any]]) -> None:
