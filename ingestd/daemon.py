@@ -40,7 +40,7 @@ from ingestd.pipeline.workers import Offer, Taken, Workers
 from ingestd.port import Port
 from ingestd.signals import hanging_up, noting_dead_threads, stopping
 from ingestd.standing import Standing
-from ingestd.storage import Pause, PlanWatch, WalWatch, open_patiently, rest
+from ingestd.storage import Pause, PlanWatch, WalWatch, backfilling, open_patiently, rest
 from ingestd.systemd import Systemd
 from ingestd.telling.channels import Channel, channels_of
 from ingestd.telling.teller import telling
@@ -492,7 +492,8 @@ def _serve(
     if engine is None:
         return True
     try:
-        return _loop(settings, engine, stop, hung_up, audience, port)
+        with backfilling(engine):
+            return _loop(settings, engine, stop, hung_up, audience, port)
     finally:
         engine.dispose()
 

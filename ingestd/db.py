@@ -110,6 +110,9 @@ def _tune_sqlite(engine: Engine, *, cache_mb: int, synchronous: str) -> None:
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             f"cache_size = {-1024 * cache_mb}",
+            # Copied into the database by the commit that makes it 32 MB long, not 4; a daemon does
+            # it before that, beside its commits.
+            "wal_autocheckpoint = 4096",
             # What a recount sorts or collects may be large: it spills to disk.
             "temp_store = FILE",
             "foreign_keys = ON",
@@ -195,6 +198,12 @@ def wal_bytes(engine: Engine) -> int:
         return Path(f"{engine.url.database}-wal").stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def backfill(engine: Engine) -> None:
+    """Copy SQLite's write-ahead log into the database, as far as no reader is in the way."""
+    with closing(engine.raw_connection()) as connection:
+        connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def empty_wal(engine: Engine) -> bool:

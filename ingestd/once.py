@@ -28,7 +28,7 @@ from ingestd.pipeline.worker import Told
 from ingestd.pipeline.workers import Offer, Taken
 from ingestd.pipeline.writers import Writers, writers_of
 from ingestd.signals import stopping
-from ingestd.storage import Pause, PlanWatch, open_database, rest
+from ingestd.storage import Pause, PlanWatch, backfilling, open_database, rest
 from ingestd.telling.teller import send_what_waits
 
 log = structlog.get_logger()
@@ -113,10 +113,11 @@ def once(
             for root in folders | {found.root for found in files}:
                 ingest.note_missing(root)
             run_once = _Once(settings, engine, ingest, stop, summary, on_progress)
-            try:
-                run_once.take(files)
-            finally:
-                ingest.close()
+            with backfilling(engine):
+                try:
+                    run_once.take(files)
+                finally:
+                    ingest.close()
             run_once.evaluate()
         finally:
             engine.dispose()

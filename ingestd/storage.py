@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from ingestd import migrate
@@ -17,6 +20,7 @@ from ingestd.db import (
     GROWTH,
     Patience,
     analyze,
+    backfill,
     empty_wal,
     grown_tables,
     make_engine,
@@ -33,6 +37,9 @@ _SAID_EVERY_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 _CHECKPOINT_EVERY_SECONDS = 5.0
 _SIZES_EVERY_SECONDS = 1.0
+# It costs two fsyncs: as many small files share one as come in this time.
+_BACKFILL_EVERY_SECONDS = 0.05
+_LONGEST_BACKFILL_SECONDS = 5.0
 _TABLES = Base.metadata.tables
 
 
@@ -144,6 +151,44 @@ class Pause:
 
     def _earlier(self) -> dict[str, int]:
         return {"earlier_failures": self._unsaid} if self._unsaid else {}
+
+
+@contextmanager
+def backfilling(engine: Engine) -> Iterator[None]:
+    """Let SQLite's write-ahead log be copied into the database beside the commits, by a thread.
+
+    Else the commits do it: of a large file that is each one, and takes a third of its time. What
+    goes wrong with it here goes wrong in a commit, too, and is said there.
+    """
+    if engine.dialect.name != "sqlite":
+        yield
+        return
+    is_wanted = threading.Event()
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.wait(_BACKFILL_EVERY_SECONDS):
+            is_wanted.wait()
+            is_wanted.clear()
+            with suppress(DBAPIError, sqlite3.Error, StorageFault, OSError):
+                backfill(engine)
+
+    thread = threading.Thread(target=work, name="backfill", daemon=True)
+
+    def on_checkin(*_told: object) -> None:
+        if threading.current_thread() is not thread:
+            is_wanted.set()
+
+    event.listen(engine, "checkin", on_checkin)
+    thread.start()
+    try:
+        yield
+    finally:
+        event.remove(engine, "checkin", on_checkin)
+        is_over.set()
+        is_wanted.set()
+        # A disk that hangs shall not keep a stop.
+        thread.join(_LONGEST_BACKFILL_SECONDS)
 
 
 @dataclass(slots=True)
