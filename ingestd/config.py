@@ -252,8 +252,8 @@ class Ingest(BaseModel):
         ge=0,
         description="A file (of a ZIP: a CSV in it) with so many megabytes left to read is read "
         "and validated by a process of its own, while the batch before goes into the database; so "
-        "are small files of which an eighth of that waits. 0 means never. Workers read by "
-        "themselves.",
+        "are up to 32 small files at once, where they have an eighth of that together. 0 means "
+        "never. Workers read by themselves.",
     )
     lease_seconds: FiniteFloat = Field(
         default=60,

@@ -18,7 +18,7 @@ from sqlalchemy import JSON, URL, Connection, Engine, Table, create_engine, even
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ingestd.errors import StorageFault
 
@@ -110,8 +110,8 @@ def _tune_sqlite(engine: Engine, *, cache_mb: int, synchronous: str) -> None:
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             f"cache_size = {-1024 * cache_mb}",
-            # Copied into the database by the commit that makes it 32 MB long, not 4; a daemon does
-            # it before that, beside its commits.
+            # Of our pages: the commit that makes the log 32 MB long copies it, unless a daemon has
+            # done so before, beside its commits.
             "wal_autocheckpoint = 4096",
             # What a recount sorts or collects may be large: it spills to disk.
             "temp_store = FILE",
@@ -200,10 +200,10 @@ def wal_bytes(engine: Engine) -> int:
         return 0
 
 
-def backfill(engine: Engine) -> None:
+def backfill(connection: PoolProxiedConnection) -> None:
     """Copy SQLite's write-ahead log into the database, as far as no reader is in the way."""
-    with closing(engine.raw_connection()) as connection:
-        connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def empty_wal(engine: Engine) -> bool:

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -39,7 +39,6 @@ _CHECKPOINT_EVERY_SECONDS = 5.0
 _SIZES_EVERY_SECONDS = 1.0
 # It costs two fsyncs: as many small files share one as come in this time.
 _BACKFILL_EVERY_SECONDS = 0.05
-_LONGEST_BACKFILL_SECONDS = 5.0
 _TABLES = Base.metadata.tables
 
 
@@ -163,32 +162,34 @@ def backfilling(engine: Engine) -> Iterator[None]:
     if engine.dialect.name != "sqlite":
         yield
         return
-    is_wanted = threading.Event()
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.wait(_BACKFILL_EVERY_SECONDS):
-            is_wanted.wait()
-            is_wanted.clear()
-            with suppress(DBAPIError, sqlite3.Error, StorageFault, OSError):
-                backfill(engine)
-
-    thread = threading.Thread(target=work, name="backfill", daemon=True)
+    is_wanted, is_over = threading.Event(), threading.Event()
 
     def on_checkin(*_told: object) -> None:
-        if threading.current_thread() is not thread:
-            is_wanted.set()
+        is_wanted.set()
 
+    def work() -> None:
+        # One of its own: the writer's would come to it by turns, and each with a cache to fill.
+        with (
+            suppress(StorageFault),
+            database_at_work(),
+            closing(engine.raw_connection()) as connection,
+        ):
+            while not is_over.wait(_BACKFILL_EVERY_SECONDS):
+                is_wanted.wait()
+                is_wanted.clear()
+                with suppress(sqlite3.Error):
+                    backfill(connection)
+
+    thread = threading.Thread(target=work, name="backfill", daemon=True)
     event.listen(engine, "checkin", on_checkin)
     thread.start()
     try:
         yield
     finally:
-        event.remove(engine, "checkin", on_checkin)
         is_over.set()
         is_wanted.set()
-        # A disk that hangs shall not keep a stop.
-        thread.join(_LONGEST_BACKFILL_SECONDS)
+        thread.join()
+        event.remove(engine, "checkin", on_checkin)
 
 
 @dataclass(slots=True)

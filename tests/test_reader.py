@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -21,8 +22,7 @@ from ingestd.models import Reject, Transaction
 from ingestd.pipeline.batches import Batch, Reading, read_batches
 from ingestd.pipeline.beside import Reader
 from ingestd.pipeline.ingest import Ingest
-from ingestd.pipeline.look import Digest
-from ingestd.pipeline.read import open_source, sha256_of
+from ingestd.pipeline.read import Digest, open_source, sha256_of
 
 from .conftest import (
     DATABASES,
@@ -248,7 +248,7 @@ def digest_of(reader: Reader, reading: Reading, *, is_stopping: bool = False) ->
 def hashed_here(reading: Reading) -> Digest:
     """The same, found here."""
     content = reading.path.read_bytes()
-    return hashlib.sha256(content).hexdigest(), len(content)
+    return Digest(hashlib.sha256(content).hexdigest(), len(content))
 
 
 def test_the_next_large_file_is_hashed_and_begun_behind_this_one(
@@ -329,6 +329,39 @@ def test_who_waits_for_a_hash_heeds_a_stop_and_a_death(
         else:
             assert digest_of(reader, coming) is None
         assert not is_alive(process)
+
+
+def test_a_reader_that_always_dies_behind_a_file_is_done_without(
+    reader: Reader, voting: Voting, tmp_path: Path
+) -> None:
+    """What it had put into its slots before makes no good reader of it."""
+    (reading,) = large(voting, tmp_path, 8)
+    reading = replace(reading, batch_rows=100)
+    for _ in range(3):
+        soon(reader.is_ready)
+        reader.read_ahead([reading], 0)
+        (process,) = readers_of(getpid())
+        time.sleep(0.2)  # the file is in a slot, all of it
+        kill(process, signal.SIGKILL)
+        soon(lambda process=process: not is_alive(process))  # type: ignore[misc]  # bound now
+        assert [60] == [len(batch.outcomes) for batch in read_beside(reader, reading)]
+    assert not reader.is_ready()
+    assert [] == readers_of(getpid())
+
+
+def test_where_no_process_can_be_started_files_are_read_here(
+    voting: Voting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without room for one more costs no file an attempt."""
+
+    def bear(*_told: object) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr("ingestd.pipeline.child.bear", bear)
+    reader = Reader(0)
+    run = hours_of(voting, tmp_path)
+    reader.read_ahead(run, 0)
+    assert [6] == [len(batch.outcomes) for batch in read_beside(reader, run[0])]
 
 
 def test_a_reader_ends_with_a_file_that_is_left_and_when_it_is_idle(

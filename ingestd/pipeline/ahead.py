@@ -22,7 +22,7 @@ from ingestd.pipeline import archive, ledger, stats
 from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.ledger import Delivery, Member
 from ingestd.pipeline.look import deliver, places_of
-from ingestd.pipeline.read import Csv, ReadLimits, Source, open_source, sha256_of
+from ingestd.pipeline.read import Csv, Digest, ReadLimits, Source, open_source, sha256_of
 from ingestd.pipeline.slot import Place, parse_name
 from ingestd.pipeline.step import Step
 from ingestd.pipeline.validate import storable
@@ -160,14 +160,14 @@ def _measured(plain: list[Ahead], sessions: sessionmaker[Session]) -> list[Ahead
     return measured
 
 
-def _told(csv: Csv, member: Member | None) -> tuple[str, int] | None:
+def _told(csv: Csv, member: Member | None) -> Digest | None:
     """Give the digest of a CSV by its container, if its name meant there what it means here."""
     if member is None or csv.member is None or member.member != storable(csv.member):
         return None
     contract_id, slot = parse_name(member.name)
     if (contract_id, slot.text if slot else None) != (member.contract_id, member.slot):
         return None
-    return member.sha256, member.size
+    return Digest(member.sha256, member.size)
 
 
 def _record(

@@ -24,8 +24,8 @@ import structlog
 from ingestd.errors import NotSent, StopRequested
 from ingestd.pipeline import child
 from ingestd.pipeline.batches import Batch, Reading, read_batches
-from ingestd.pipeline.read import Csv, Source
-from ingestd.pipeline.reader import Failed, Hashed, Hashing, Opened, Put, Taken, taken_from
+from ingestd.pipeline.read import Csv, Digest, Source
+from ingestd.pipeline.reader import Failed, Hashing, Opened, Put, Taken, taken_from
 
 log = structlog.get_logger()
 
@@ -85,6 +85,7 @@ class Reader:
             StopRequested: while a batch was waited for.
         """
         while True:
+            self._leave_unwanted(reading)
             is_beside = self.is_ready()
             batches = (
                 self._read_beside(reading, on_open, should_stop)
@@ -123,30 +124,30 @@ class Reader:
         is_told = self._child is not None and reading in self._child.told
         return is_told or size >= self.from_bytes
 
-    def hash_of(
-        self, source: Source, csv: Csv, should_stop: Callable[[], bool]
-    ) -> tuple[str, int] | None:
-        """Hex digest and size of a CSV that was `coming`; None where nobody has hashed it.
+    def hash_of(self, source: Source, csv: Csv, should_stop: Callable[[], bool]) -> Digest | None:
+        """Digest of a CSV that was `coming`; None where nobody has hashed it.
 
         Raises:
             StopRequested: while it was waited for.
         """
         at_work = self._child
-        key = (source.path, source.stamp, csv)
-        told = [each for each in at_work.told if isinstance(each, Hashing)] if at_work else []
-        told = [each for each in told if (each[0].path, each[0].stamp, each[0].csv) == key]
-        if at_work is None or not told:
+        told = (each for each in (at_work.told if at_work else ()) if isinstance(each, Hashing))
+        hashing = next((each for each in told if each.is_of(source, csv)), None)
+        if at_work is None or hashing is None:
             return None
-        digest = None
         try:
-            for message in self._said_of(at_work, told[0], should_stop):
-                digest = message if isinstance(message, Hashed) else None
+            said = next(self._said_of(at_work, hashing, should_stop))
         except _Died:
             return None
         except StopRequested:
             self.close()
             raise
-        return digest
+        return said if isinstance(said, Digest) else None
+
+    def _leave_unwanted(self, reading: Reading) -> None:
+        """End a reader that goes on with a large file which was not taken in the end."""
+        if self._child is not None and self._child.coming not in (None, reading):
+            self.close()
 
     def _read_beside(
         self, reading: Reading, on_open: Callable[[], None], should_stop: Callable[[], bool]
@@ -155,22 +156,19 @@ class Reader:
         assert at_work is not None  # noqa: S101 - it has begun
         is_over = False
         try:
-            if at_work.coming not in (None, reading):
-                raise _Died  # by our hand: it may be gigabytes that nobody wants
             at_work.coming = None
             if reading not in at_work.told:
                 self._tell(at_work, reading, reading.path)
             self._tell_coming(at_work)
             for message in self._said_of(at_work, reading, should_stop):
-                is_over = isinstance(message, Failed) or (
-                    isinstance(message, Put) and message.is_last
-                )
+                if isinstance(message, Failed):
+                    is_over = True
+                    raise message.error from (NotSent(message.place) if message.place else None)
                 if isinstance(message, Put):
                     batch = taken_from(at_work.slots[at_work.taken % _SLOTS], message.size)
                     self._tell(at_work, Taken(), reading.path)
+                    is_over = message.is_last
                     yield batch
-                elif isinstance(message, Failed):
-                    raise message.error from (NotSent(message.place) if message.place else None)
                 else:
                     on_open()
         finally:
@@ -188,20 +186,20 @@ class Reader:
 
     def _said_of(
         self, at_work: _Child, wanted: Reading | Hashing, should_stop: Callable[[], bool]
-    ) -> Generator[Put | Opened | Hashed | Failed]:
+    ) -> Generator[Put | Opened | Digest | Failed]:
         """What the reader says of one of the things it was told, to its end.
 
         What stands before that nobody has come back for.
         """
         path = (wanted.reading if isinstance(wanted, Hashing) else wanted).path
-        is_wanted = is_over = False
-        while not (is_wanted and is_over):
+        is_wanted = is_end = False
+        while not (is_wanted and is_end):
             is_wanted = at_work.told[0] == wanted
             message = self._heard(at_work, should_stop, path)
-            is_over = isinstance(message, Failed | Hashed)
-            if is_over or (isinstance(message, Put) and message.is_last):
+            is_end = isinstance(message, Digest | Failed)
+            is_end |= isinstance(message, Put) and message.is_last
+            if is_end:
                 at_work.told.popleft()
-                is_over = True
             if is_wanted:
                 yield message
             elif isinstance(message, Put):
@@ -220,12 +218,12 @@ class Reader:
 
     def _heard(
         self, at_work: _Child, should_stop: Callable[[], bool], path: Path
-    ) -> Put | Opened | Hashed | Failed:
+    ) -> Put | Opened | Digest | Failed:
         try:
             while not at_work.pipe.poll(_LOOK_SECONDS):
                 if should_stop():
                     raise StopRequested
-            return cast("Put | Opened | Hashed | Failed", at_work.pipe.recv())
+            return cast("Put | Opened | Digest | Failed", at_work.pipe.recv())
         except (EOFError, OSError) as error:
             self._note_death(path)
             raise _Died from error
@@ -234,25 +232,26 @@ class Reader:
 
     def is_ready(self) -> bool:
         """Whether there is a reader that has begun; one that is not there is started."""
-        if self._child is None and self._deaths < _MOST_DEATHS:
-            self._child = _born()
-            self._used_at = time.monotonic()
-        if self._child is None:
-            return False
         try:
+            if self._child is None and self._deaths < _MOST_DEATHS:
+                self._child = _born()
+                self._used_at = time.monotonic()
+            if self._child is None:
+                return False
             if not self._child.is_ready and self._child.pipe.poll():
                 self._child.pipe.recv()
                 self._child.is_ready = True
                 log.info("reader_started", process=self._child.process.pid)
-        except (EOFError, OSError):
-            self._note_death()
-        return self._child is not None and self._child.is_ready  # type: ignore[redundant-expr]  # a death is noted above
+        except (EOFError, OSError) as error:
+            self._note_death(error=error)
+        return self._child is not None and self._child.is_ready
 
-    def _note_death(self, path: Path | None = None) -> None:
-        """Say that it has ended by itself; after some times no other one is started."""
+    def _note_death(self, path: Path | None = None, error: Exception | None = None) -> None:
+        """Say that it has ended by itself, or not begun; after some times none is started."""
         status = self.close()
         self._deaths += 1
-        log.warning("reader_died", status=status, path=str(path) if path else None)
+        why = f"{type(error).__name__}: {error}" if error else None
+        log.warning("reader_died", status=status, path=str(path) if path else None, error=why)
         if self._deaths == _MOST_DEATHS:
             log.error("reader_given_up", deaths=self._deaths)
 

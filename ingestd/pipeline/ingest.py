@@ -17,7 +17,9 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
+from zipfile import BadZipFile
 
 import structlog
 from sqlalchemy import text
@@ -49,10 +51,11 @@ from ingestd.pipeline.found import Found, label_of
 from ingestd.pipeline.leave import Leaving
 from ingestd.pipeline.ledger import Books, Twin
 from ingestd.pipeline.load import load_batch
-from ingestd.pipeline.look import Digest, look_inside, whole
+from ingestd.pipeline.look import look_inside, whole
 from ingestd.pipeline.outbox import NOBODY, Wanted
 from ingestd.pipeline.read import (
     Csv,
+    Digest,
     ReadLimits,
     Source,
     open_source,
@@ -222,6 +225,7 @@ class Ingest:
     def _take(self, found: Found) -> list[FileProcessing]:
         source, recorded = self._open(found)
         if self.reader is not None:
+            self.reader.coming = None
             self.reader.start(source)
         try:
             members = recorded or self._record_at_last(found, source)
@@ -229,7 +233,7 @@ class Ingest:
             for number, (csv, job) in enumerate(members, start=1):
                 self._heed_stop()
                 if self.reader is not None and number == len(members):
-                    self.reader.coming = self._reading_behind(found, self.reader)
+                    self.reader.coming = self._reading_behind(found, self.reader.from_bytes)
                 goes_to = self._place_in_archive(found) if len(members) == 1 else None
                 jobs.append(self._work_off(found, source, csv, job, goes_to))
         finally:
@@ -493,7 +497,7 @@ class Ingest:
             return None
         return self.reader.hash_of(source, csv, self.should_stop)
 
-    def _reading_behind(self, found: Found, reader: Reader) -> Reading | None:
+    def _reading_behind(self, found: Found, large: int) -> Reading | None:
         """How the file behind this one will be read, if it is large and its name says whose it is.
 
         What is in its way is said when it is taken.
@@ -503,13 +507,12 @@ class Ingest:
         if not self._coming or self._coming[0].path in self._ahead:
             return None
         with (
-            suppress(IngestError, OSError),
+            suppress(IngestError, OSError, BadZipFile),
             closing(open_source(self._coming[0].path, self.terms.read)) as source,
         ):
-            csvs = list(source.csvs())
+            csvs = list(islice(source.csvs(), 2))  # what nests many is not walked for this
             contract_id, _slot = parse_name((csvs[0].member or source.path.name).rsplit("/", 1)[-1])
-            is_large = source.unpacked_bytes(csvs[0]) >= reader.from_bytes
-            if contract_id and is_large and len(csvs) == 1:
+            if len(csvs) == 1 and contract_id and source.unpacked_bytes(csvs[0]) >= large:
                 return self._reading(source, csvs[0], contract_id)
         return None
 

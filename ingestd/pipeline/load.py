@@ -82,7 +82,7 @@ def load_batch(
     Records that are already here become sightings. A record whose derived id
     belongs to another transaction id comes back in `collisions`. Where the
     caller `expects_new` transactions only, they are stored without a look
-    first: that is half as long for most files.
+    first, and what that shows to be here is looked at then.
     """
     keys = {record.key for record in records}
     sighted = _sighted(session, keys)
@@ -119,7 +119,7 @@ def _store_missing(session: Session, file: FileRef, records: Sequence[Record]) -
     SQLite copies every page that is changed behind a savepoint into a file of its own, so that
     nothing is tried that may have to be taken back.
     """
-    stored = _insert_transactions(session, file, records, is_any_here=True)
+    stored = _insert_transactions(session, file, records, may_be_here=True)
     batch = _Batch(file)
     fresh = records
     if stored < len(records):
@@ -129,7 +129,7 @@ def _store_missing(session: Session, file: FileRef, records: Sequence[Record]) -
         known = [record for record in records if lines.get(record.key) != record.line]
         batch.place_all(known, here, set())
         batch.write(session)
-    batch.count_fresh(fresh)
+    _count_fresh(batch.loaded, file, fresh)
     return batch.loaded
 
 
@@ -204,7 +204,7 @@ class _Batch:
         """Send it to the database, then let the moved transactions say what they now are."""
         if self.fresh:
             _insert_transactions(session, self.file, self.fresh)
-            self.count_fresh(self.fresh)
+            _count_fresh(self.loaded, self.file, self.fresh)
         _insert(session, sighting, self.events)
         insert_missing(session, content, self.contents)
         if self.slotted:
@@ -213,19 +213,18 @@ class _Batch:
             )
         self.loaded.touched.update(recompute(session, self.moved))
 
-    def count_fresh(self, fresh: Sequence[Record]) -> None:
-        """Note transactions that are stored, their hours and their slot."""
-        self.loaded.stored += len(fresh)
-        moments = {record.shown.milliseconds for record in fresh if record.shown}
-        self.loaded.touched.hours |= {moment // HOUR_MS for moment in moments}
-        if self.file.interval_slot:
-            self.loaded.touched.slots.add(self.file.interval_slot)
+
+def _count_fresh(loaded: Loaded, file: FileRef, fresh: Sequence[Record]) -> None:
+    """Note transactions that are stored, their hours and their slot."""
+    loaded.stored += len(fresh)
+    moments = {record.shown.milliseconds for record in fresh if record.shown}
+    loaded.touched.hours |= {moment // HOUR_MS for moment in moments}
+    if file.interval_slot:
+        loaded.touched.slots.add(file.interval_slot)
 
 
-_HERE = [
-    *(transaction.c[name] for name in ("id", "tx_id", "content_hash", "status", "slot")),
-    *(transaction.c[name] for name in ("timestamp", "file_id", "line_number")),
-]
+_TOLD = "id tx_id content_hash status slot timestamp file_id line_number"
+_HERE = [transaction.c[name] for name in _TOLD.split()]
 
 
 def _rows_here(session: Session, keys: Iterable[str]) -> dict[str, AnyRow]:
@@ -282,13 +281,13 @@ def _content_row(record: Record) -> dict[str, Any]:
 
 
 def _insert_transactions(
-    session: Session, file: FileRef, fresh: Sequence[Record], *, is_any_here: bool = False
+    session: Session, file: FileRef, fresh: Sequence[Record], *, may_be_here: bool = False
 ) -> int:
     """Store new transactions in bulk, as the database takes them fastest; how many.
 
     The values are ready for the driver: an ordinary Core insert would spend
     more on preparing each of them again than the database spends on the row.
-    Where one of them may be here, SQLite passes over it.
+    Those that `may_be_here` SQLite passes over.
     """
     connection = session.connection()
     quote = connection.dialect.identifier_preparer.quote
@@ -305,7 +304,7 @@ def _insert_transactions(
                 copy.write(block)
         return len(fresh)
     names, marks = ", ".join(map(quote, BULK_COLUMNS)), ", ".join("?" * len(BULK_COLUMNS))
-    pass_over = " ON CONFLICT (id) DO NOTHING" if is_any_here else ""
+    pass_over = " ON CONFLICT (id) DO NOTHING" if may_be_here else ""
     done = connection.exec_driver_sql(
         f"INSERT INTO {table} ({names}) VALUES ({marks}){pass_over}",  # noqa: S608 - our own names
         list(_tuples(file, fresh)),

@@ -12,15 +12,12 @@ from ingestd.pipeline import ledger, stats
 from ingestd.pipeline.evidence import Measured, RowCount
 from ingestd.pipeline.found import Found
 from ingestd.pipeline.ledger import Delivery
-from ingestd.pipeline.read import Csv, RowReader, Source, sha256_of
+from ingestd.pipeline.read import Csv, Digest, RowReader, Source, sha256_of
 from ingestd.pipeline.slot import Place, Slot, contract_of_folders, parse_name, place_of
 from ingestd.pipeline.validate import contract_in_row, storable
 
 Inside = tuple[Csv | None, Delivery, list[Place]]
 """A CSV (None where its bytes are known already), its delivery, and what the folders tell."""
-
-Digest = tuple[str, int]
-"""SHA-256 in hex, and the size in bytes."""
 
 
 def look_inside(

@@ -477,17 +477,22 @@ def is_moved_unchanged(stamp: str, target: Path) -> bool:
     return there.rsplit(":", 1)[0] == stamp.rsplit(":", 1)[0]
 
 
-def sha256_of(
-    stream: BinaryIO, also: Callable[[bytes], object] = lambda _block: None
-) -> tuple[str, int]:
-    """Hash a stream to its end; hex digest and size in bytes. Each block is shown to `also`."""
+class Digest(NamedTuple):
+    """What a file's bytes are known by: SHA-256 in hex, and their number."""
+
+    sha256: str
+    size: int
+
+
+def sha256_of(stream: BinaryIO, also: Callable[[bytes], object] = lambda _block: None) -> Digest:
+    """Hash a stream to its end; each block is shown to `also`."""
     digest = hashlib.sha256()
     size = 0
     while block := stream.read(HASHED_AT_ONCE):
         digest.update(block)
         also(block)
         size += len(block)
-    return digest.hexdigest(), size
+    return Digest(digest.hexdigest(), size)
 
 
 class Row(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ingestd.errors import FileChanged, IngestError
 from ingestd.pipeline import child
 from ingestd.pipeline.batches import Batch, Reading, read_batches
-from ingestd.pipeline.read import Source, open_source, sha256_of
+from ingestd.pipeline.read import Csv, Source, open_source, sha256_of
 from ingestd.pipeline.validate import Blank, Outcome, Record, Reject, Shown
 
 
@@ -33,16 +33,14 @@ class Opened(NamedTuple):
 
 
 class Hashing(NamedTuple):
-    """Hash a file that is going to be read."""
+    """Hash a file that is going to be read; the answer is its digest."""
 
     reading: Reading
 
-
-class Hashed(NamedTuple):
-    """What came of it: hex digest and size in bytes."""
-
-    sha256: str
-    size: int
+    def is_of(self, source: Source, csv: Csv) -> bool:
+        """Whether it is this CSV, as it lies there now."""
+        reading = self.reading
+        return (reading.path, reading.stamp, reading.csv) == (source.path, source.stamp, csv)
 
 
 class Put(NamedTuple):
@@ -112,7 +110,7 @@ def _obey(desk: _Desk, told: Reading | Hashing) -> None:
             _refuse_other(source, reading)
             if isinstance(told, Hashing):
                 with source.open(reading.csv) as stream:
-                    digest = Hashed(*sha256_of(stream))
+                    digest = sha256_of(stream)
                 desk.pipe.send(digest)
             else:
                 _read(desk, source, reading)
