@@ -26,6 +26,7 @@ from sqlalchemy import bindparam, create_engine, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
+from bench import study
 from ingestd.config import Statistics
 from ingestd.models import Alert, Base, Constituency, EvaluationDue, HourlyStats, table_of
 from ingestd.pipeline import levels, surprises
@@ -236,7 +237,7 @@ def judged_on_arrays(drawn: Drawn) -> tuple[Figures, list[Surprise], np.ndarray]
     return figures, list(surprises.find(group, figures)), surprises.scores(group, figures)
 
 
-# Naive rules --------------------------------------------------------------------------------
+# Other rules --------------------------------------------------------------------------------
 
 
 def _before(counts: Counts) -> np.ndarray:
@@ -281,11 +282,18 @@ def peers_as_poisson(counts: Counts, drawn: Drawn) -> np.ndarray:
     return np.asarray((counts - mu) / np.sqrt(mu) >= 15)
 
 
-NAIVE: dict[str, Callable[[Counts, Drawn], np.ndarray]] = {
+def as_in_the_study(counts: Counts, drawn: Drawn) -> np.ndarray:
+    """Negative binomial z ≥ 4.5 against the peers."""
+    return study.found(counts, drawn.roll, drawn.region)
+
+
+STUDY = "the study's detector, run here"
+OTHERS: dict[str, Callable[[Counts, Drawn], np.ndarray]] = {
     "+ 300 % on the last hour": more_than_last_hour,
     "+ 500 %, base ≥ 10": much_more_than_last_hour,
     "Poisson z, own last 3 h ≥ 25": own_history,
     "Poisson z, peers ≥ 15": peers_as_poisson,
+    STUDY: as_in_the_study,
 }
 
 
@@ -300,12 +308,12 @@ class Measured:
     on_tables: int = 0
     by_rule: Counter[str] = field(default_factory=Counter)
     by_noise: dict[float, tuple[int, Counter[str]]] = field(default_factory=dict)
-    naive: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
     tails: Counter[float] = field(default_factory=Counter)
     cells: int = 0
     scores: Counter[float] = field(default_factory=Counter)
     recall: dict[Cell, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    naive_recall: dict[tuple[Cell, str], list[bool]] = field(
+    others_recall: dict[tuple[Cell, str], list[bool]] = field(
         default_factory=lambda: defaultdict(list)
     )
     ranks: list[bool] = field(default_factory=list)
@@ -327,8 +335,8 @@ def measure_clean(measured: Measured, drawn: Drawn, *, tables: bool) -> None:
             raise AssertionError(f"tables and arrays differ: {said} and {told}")
         scores = np.array(judged.scores())
     measured.by_rule += told
-    for name, rule in NAIVE.items():
-        measured.naive[name] += int(rule(drawn.bulletins, drawn).sum())
+    for name, rule in OTHERS.items():
+        measured.others[name] += int(rule(drawn.bulletins, drawn).sum())
     z = figures.bulletins.z
     measured.cells += z.size
     for limit in (2.0, 3.0, 4.0):
@@ -361,9 +369,9 @@ def measure_cell(
             measured.delays.append((row.detected_at - end).total_seconds() / 3600)
         measured.critical[cell] += any(row.severity == "critical" for row in mine)
         if cell.kind == "bulletins":
-            for name, rule in NAIVE.items():
+            for name, rule in OTHERS.items():
                 hit = bool(rule(new.bulletins, new)[one, hour])
-                measured.naive_recall[cell, name].append(hit)
+                measured.others_recall[cell, name].append(hit)
     if cell.name.startswith("quiet") and cell.kind == "bulletins" and cell.number == 40:
         # Each of the twenty against the 480 that nobody touched.
         others = max(scores[AT_ONCE * 2 :])
@@ -411,7 +419,7 @@ def page(measured: Measured) -> str:
             *_bars(measured),
             *_false_alerts(measured),
             *_recall(measured),
-            *_naive(measured),
+            *_others(measured),
             *_calibration(measured),
             *_published(),
             "",
@@ -460,6 +468,20 @@ def _bars(measured: Measured) -> Iterator[str]:
                 f"| {_what(cell)} ≥ {cell.bar} | {share:.3f} ({len(hits)} injections) | "
                 f"{_yes(share >= cell.bar)} |"
             )
+    cells = [cell for cell in measured.recall if cell.kind == "bulletins"]
+    more = [
+        (sum(measured.recall[cell]), sum(measured.others_recall[cell, STUDY])) for cell in cells
+    ]
+    yield (
+        "| in every cell at least what the study's detector finds here | "
+        f"{', '.join(f'{ours} : {theirs}' for ours, theirs in more)} | "
+        f"{_yes(all(ours >= theirs for ours, theirs in more))} |"
+    )
+    spikes = sum(n for key, n in measured.by_rule.items() if key.startswith("unusual_spike"))
+    yield (
+        "| and no more false spikes in clean elections | "
+        f"{spikes} : {measured.others[STUDY]} | {_yes(spikes <= measured.others[STUDY])} |"
+    )
     per = measured.scores[0.5] / measured.clean
     yield f"| score ≥ 0.5 at most 1.0 per 500 clean ones | {per:.2f} | {_yes(per <= 1.0)} |"
 
@@ -508,13 +530,17 @@ def _recall(measured: Measured) -> Iterator[str]:
     yield ""
     yield "## What is found of an injection into 2 000 voters"
     yield ""
-    yield "| injection | found | 95 % interval | critical | the study's detector |"
-    yield "|---|---|---|---|---|"
+    yield "| injection | found | 95 % interval | critical | the study's detector, here | there |"
+    yield "|---|---|---|---|---|---|"
     for cell, hits in measured.recall.items():
         share, low, high = interval(hits)
         critical = measured.critical[cell] / len(hits)
-        study = cell.study or ""
-        yield f"| {_what(cell)} | {share:.3f} | {low:.2f}–{high:.2f} | {critical:.2f} | {study} |"
+        theirs = measured.others_recall[cell, STUDY]
+        here = f"{sum(theirs) / len(theirs):.3f}" if theirs else ""
+        yield (
+            f"| {_what(cell)} | {share:.3f} | {low:.2f}–{high:.2f} | {critical:.2f} | {here} | "
+            f"{cell.study} |"
+        )
     latest = max(measured.delays, default=0.0)
     yield ""
     yield (
@@ -522,25 +548,27 @@ def _recall(measured: Measured) -> Iterator[str]:
         f"the end of its window, here at most {latest:.0f} h after the hour of the injection (the "
         "episode it is in); it is raised as soon as that hour is closed, that is when every slot "
         "of the region up to it is here, or two hours later by the watermark of the fleet. "
+        "What the alert study measured of its detector it measured in its own elections (there); "
+        "the same detector in ours is beside it (here). "
         "30 % more in one hour is below the noise for every detector: it is not promised."
     )
 
 
-def _naive(measured: Measured) -> Iterator[str]:
+def _others(measured: Measured) -> Iterator[str]:
     cells = [cell for cell in measured.recall if cell.kind == "bulletins"]
     yield ""
-    yield "## Beside naive rules"
+    yield "## Beside other rules"
     yield ""
     yield "Flagged hours per clean election, and the share of injected hours found (bulletins)."
     yield ""
     yield "| detector | false | " + " | ".join(_what(cell) for cell in cells) + " |"
     yield "|---|---|" + "---|" * len(cells)
-    for name in NAIVE:
+    for name in OTHERS:
         shares = [
             f"{sum(hits) / len(hits):.2f}"
-            for hits in (measured.naive_recall[cell, name] for cell in cells)
+            for hits in (measured.others_recall[cell, name] for cell in cells)
         ]
-        yield f"| {name} | {measured.naive[name] / measured.clean:.2f} | {' | '.join(shares)} |"
+        yield f"| {name} | {measured.others[name] / measured.clean:.2f} | {' | '.join(shares)} |"
     ours = [f"{sum(measured.recall[cell]) / len(measured.recall[cell]):.2f}" for cell in cells]
     count = sum(measured.by_rule.values()) / measured.clean
     yield f"| **ingestd, all statistical rules** | {count:.2f} | {' | '.join(ours)} |"

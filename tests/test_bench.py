@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bench import bars, drops, figures, growth, page, results, scenarios, stages
+from bench import bars, drops, figures, growth, page, results, scenarios, stages, study
 from bench.daemon import BenchmarkFailed, daemon
 from bench.databases import ask, is_postgresql
 from bench.limit import BINARY, TEXT, load, ready_rows
@@ -17,6 +18,7 @@ from bench.scale import QUICK
 from ingestd.pipeline.ingest import Ingest
 
 from .conftest import Databases, DropFile, Voting, csv_of
+from .elections import draw
 
 TAKEN = Taken(at="2026-01-02 03:04 UTC", commit="abc", scale="full", machine="m", versions="v")
 
@@ -305,3 +307,15 @@ def test_stages_are_the_innermost_modules() -> None:
     )
     expected = {"validate": 200, "sightings": 100, "load": 60, "commit": 50, stages.ELSEWHERE: 10}
     assert expected == dict(stages.by_stage(lines))
+
+
+def test_the_detector_of_the_study_finds_what_was_put_into_an_hour_and_hardly_more() -> None:
+    """It is what ours is held against in docs/detection.md, so it must be a detector."""
+    drawn = draw(np.random.default_rng(7), rolls=[2_000] * 3)
+    clean = study.found(drawn.bulletins, drawn.roll, drawn.region)
+    assert clean.sum() <= 3
+    drawn.stuff(0, 13, 100)
+    drawn.stuff(2, 19, 10)  # by night
+    found = study.found(drawn.bulletins, drawn.roll, drawn.region)
+    assert [True, True] == [found[0, 13], found[2, 19]]
+    assert found.sum() <= clean.sum() + 2
