@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import JSON, URL, Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import (
+    JSON,
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -414,6 +425,18 @@ def _happened(poll: select.poll, patience: Patience) -> int:
         return _READ
     # An error shows when libpq reads or writes.
     return _WRITE if happened == select.POLLOUT else _READ | _WRITE
+
+
+# Statements ---------------------------------------------------------------------------------
+
+
+def not_searched(column: ColumnElement[str]) -> ColumnElement[str]:
+    """A text to filter by without an index.
+
+    SQLite keeps no statistics: of the state of a job and its constituency it takes the index by the
+    state, in which nearly all jobs are alike, and reads the whole ledger for each file.
+    """
+    return column.concat("")
 
 
 # Sessions -----------------------------------------------------------------------------------

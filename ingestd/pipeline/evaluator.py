@@ -36,7 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 
-from ingestd.db import AnyRow, is_postgresql
+from ingestd.db import AnyRow, is_postgresql, not_searched
 from ingestd.job_state import JobState
 from ingestd.models import (
     Alert,
@@ -351,7 +351,7 @@ def _read(session: Session, wanted: Sequence[uuid.UUID] | None) -> Iterator[tupl
             *(job.c.slot_bulletins + job.c.slot_votes, job.c.rows_read),
         )
         .where(
-            job.c.status == JobState.COMPLETED,
+            not_searched(job.c.status) == JobState.COMPLETED,
             job.c.duplicate_of_id.is_(None),
             job.c.constituency_id.is_not(None),
             *whose,
@@ -1014,7 +1014,7 @@ def _files_behind(session: Session, one: uuid.UUID, named: set[int]) -> list[dic
     """The current files that cover these hours, by the hours of their names."""
     query = select(job.c.slot, job.c.sha256).where(
         job.c.constituency_id == one,
-        job.c.status == JobState.COMPLETED,
+        not_searched(job.c.status) == JobState.COMPLETED,
         job.c.duplicate_of_id.is_(None),
     )
     files = sorted(session.execute(query), key=lambda file: (file.slot or "", file.sha256))

@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from ingestd.db import AnyRow
+from ingestd.db import AnyRow, not_searched
 from ingestd.job_state import JobState
 from ingestd.models import FileProcessing, Transaction, table_of
 from ingestd.pipeline import stats
@@ -73,7 +73,7 @@ _FILES = Prepared(
         (ledgered.c.rows_read - ledgered.c.rows_blank).label("rows"),
     ).where(
         ledgered.c.constituency_id == bindparam("constituency"),
-        ledgered.c.status == JobState.COMPLETED,
+        not_searched(ledgered.c.status) == JobState.COMPLETED,
     )
 )
 _PROTOCOL = Prepared(

@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from ingestd.db import AnyRow, is_postgresql
+from ingestd.db import AnyRow, is_postgresql, not_searched
 from ingestd.job_state import JobState
 from ingestd.models import (
     Alert,
@@ -368,8 +368,8 @@ class _Feed:
             for chunk in chunks(sorted(some)):
                 query = (
                     select(_f.slot, func.count(_f.constituency_id.distinct()))
-                    .where(_f.status == JobState.COMPLETED, _IS_HOURLY, _f.slot > finish)
-                    .where(_f.constituency_id.in_(chunk))
+                    .where(not_searched(_f.status) == JobState.COMPLETED, _IS_HOURLY)
+                    .where(_f.constituency_id.in_(chunk), _f.slot > finish)
                     .group_by(_f.slot)
                 )
                 found.update({row[0]: row[1] for row in self.session.execute(query)})
@@ -707,7 +707,9 @@ def _files_behind(feed: _Feed, findings: Sequence[tuple[uuid.UUID | None, Findin
     for chunk in chunks(sorted({owner for owner, _ in slots})):
         for some in chunks(names):
             query = select(_f.constituency_id, _f.slot, _f.sha256).where(
-                _f.status == JobState.COMPLETED, _f.constituency_id.in_(chunk), _f.slot.in_(some)
+                not_searched(_f.status) == JobState.COMPLETED,
+                _f.constituency_id.in_(chunk),
+                _f.slot.in_(some),
             )
             found |= {
                 (key, slot): sha256
