@@ -39,7 +39,7 @@ _MOST_TOLD = 128
 
 
 class _Died(Exception):
-    """The reader has ended, or must, in the middle of what it was told."""
+    """The reader has ended in the middle of what it was told."""
 
 
 @dataclass(slots=True)
@@ -189,7 +189,7 @@ class Reader:
     ) -> Generator[Put | Opened | Digest | Failed]:
         """What the reader says of one of the things it was told, to its end.
 
-        What stands before that nobody has come back for.
+        What stands before it, and nobody has come back for, is passed over.
         """
         path = (wanted.reading if isinstance(wanted, Hashing) else wanted).path
         is_wanted = is_end = False
