@@ -538,8 +538,11 @@ def test_a_manifest_that_is_never_met_ends_in_quarantine(
     did("row count 9 of 4 rows, waited for 1 s")
     daemon = start_on_each(WATCH__MANIFEST_WAIT_SECONDS="1")
     path = daemon.inbox / voting.name(8)
+    # Renamed into place: else it may be looked at, and its rows counted, before it has any.
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(csv_of(voting.ballots(8, 2)))
     path.with_name(f"{path.name}.rows").write_text("9")
-    path.write_bytes(csv_of(voting.ballots(8, 2)))
+    part.rename(path)
     soon(lambda: is_empty(daemon.inbox))
     (job,) = jobs_on(migrated_url)
     assert ("quarantined", 0) == (job.status, job.rows_stored)
