@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ingestd.pipeline.peers import phi_of, z_of
+from ingestd.pipeline.peers import phi_by_hour, z_of
 
 LEAST_Z, LEAST_OFF = 4.5, 5
 _PRIOR_COUNT, _PRIOR_VOTERS, _FLOOR_RATE, _KEPT = 10.0, 200.0, 5e-5, 0.8
-_LEAST_CELLS, _LEAST_EXPECTED, _FIRST_PHI = 30, 10.0, 0.05
 
 Floats = np.ndarray
 
@@ -20,10 +19,10 @@ Floats = np.ndarray
 def found(counts: Floats, roll: Floats, region: Floats) -> Floats:
     """Which cells (constituencies × hours) are a spike: z ≥ 4.5, and five more than expected."""
     counts, roll = counts.astype(float), roll.astype(float)
-    cut = counts
+    cut, everything = counts, np.ones(counts.shape, bool)
     for _ in range(2):
         mu, weak = _expected(counts, cut, roll, region)
-        phi = _phi_by_hour(counts, mu)[None, :] + weak
+        phi = phi_by_hour(counts, mu, everything)[None, :] + weak
         cut = np.minimum(counts, mu + 4 * np.sqrt(mu + phi * mu**2) + 3)
     return np.asarray((z_of(counts, mu, phi) >= LEAST_Z) & (counts - mu >= LEAST_OFF))
 
@@ -49,17 +48,3 @@ def _expected(counts: Floats, cut: Floats, roll: Floats, region: Floats) -> tupl
         own, expected = _KEPT * own + seen, _KEPT * expected + roll * rate
         so_far += counts[:, hour]
     return mu, weak
-
-
-def _phi_by_hour(counts: Floats, mu: Floats) -> Floats:
-    """phi_h by the cells of mu ≥ 10; under 30 of them the median of earlier hours."""
-    phi: list[float] = []
-    known: list[float] = []
-    for hour in range(counts.shape[1]):
-        cells = mu[:, hour] >= _LEAST_EXPECTED
-        if int(cells.sum()) >= _LEAST_CELLS:
-            known.append(phi_of(counts[cells, hour], mu[cells, hour]))
-            phi.append(known[-1])
-        else:
-            phi.append(float(np.median(known)) if known else _FIRST_PHI)
-    return np.array(phi)

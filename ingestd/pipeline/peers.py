@@ -168,8 +168,8 @@ def _halved(is_below: Callable[[float], bool], low: float, high: float) -> float
     return (low + high) / 2
 
 
-def _phi_by_hour(counts: Floats, mu: Floats, known: Flags) -> Floats:
-    """Overdispersion of blocks: (1.4826·MAD of (x − mu)/mu)² − mean(1/mu), over cells of mu ≥ 10.
+def phi_by_hour(counts: Floats, mu: Floats, known: Flags) -> Floats:
+    """Overdispersion by hour: (1.4826·MAD of (x − mu)/mu)² − mean(1/mu), over cells of mu ≥ 10.
 
     Under 30 such cells it is the median of the earlier hours' (0.05 at the start).
     """
@@ -236,7 +236,7 @@ def blocks(counts: Floats, expectation: Expectation, known: Flags) -> tuple[Floa
     seen = np.add.reduceat(np.where(known, counts, 0.0), edges, axis=1)
     mu = np.add.reduceat(np.where(known, expectation.slow, 0.0), edges, axis=1)
     covered = np.add.reduceat(known.astype(np.float64), edges, axis=1) >= BLOCK_HOURS / 2
-    phi = _phi_by_hour(seen, mu, covered)[None, :] * np.ones((size, 1))
+    phi = phi_by_hour(seen, mu, covered)[None, :] * np.ones((size, 1))
     # The first block has no level of its own to be held against.
     covered[:, 0] = False
     z = np.where(covered & (mu > 0), z_of(seen, mu, phi), np.nan)
